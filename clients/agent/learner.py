@@ -1,0 +1,206 @@
+"""The learner: trains and judges core states on one device's own windows.
+
+The same code runs on a device and in every simulation. A message is answered from what it carries
+and what the device holds; nothing between rounds lives here, so an answer depends on the plan alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fleet.adapt.attach import Attached, attach, single_thread
+from fleet.adapt.base import Base
+from fleet.adapt.merge import merge
+from fleet.adapt.network import folded_network, parameters_of, with_parameters
+from fleet.adapt.state import CoreState, Layout
+from fleet.adapt.train import TrainingResult, batches, predict, train
+from fleet.errors import MismatchError
+from fleet.federate.records import WIRE_FORMAT, DeviceStatus, Plan, UpdateHeader
+from fleet.federate.wire import Payload, Update, decode_plan, decode_state, encode_update
+from fleet.measure.f1 import confusion
+from fleet.peft.registry import find
+from fleet.seeds import generator
+
+__all__ = ["Learner", "Workbench", "Windows", "workbench"]
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """A device's labelled windows, normalised as its base asks.
+
+    Args:
+        train_x: ``(n, channels, window)`` float32.
+        train_y: ``(n,)`` int64.
+        test_x: ``(m, channels, window)`` float32.
+        test_y: ``(m,)`` int64.
+    """
+
+    train_x: NDArray[np.float32]
+    train_y: NDArray[np.int64]
+    test_x: NDArray[np.float32]
+    test_y: NDArray[np.int64]
+
+
+class Workbench:
+    """What all learners of one base in one process share: the folded network and the last merge."""
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self.network = folded_network(base)
+        self.parameters = parameters_of(self.network)
+        self._served: tuple[str, nn.Module] = ("", self.network)
+
+    def layout(self, method: str) -> Layout:
+        """Return the layout of what ``method`` trains."""
+        return find(method).layout(self.network, self.base.frames)
+
+    def attach(self, state: CoreState, dtype: torch.dtype) -> Attached:
+        """Return the network with ``state`` trainable."""
+        return attach(self.network, self.base.frames, state, dtype=dtype)
+
+    def served(self, state: CoreState) -> nn.Module:
+        """Return the dense network that serves ``state``: canonically merged kernels."""
+        digest, network = self._served
+        if digest != state.digest:
+            merged = merge(self.parameters, self.base.frames, state)
+            network = with_parameters(copy.deepcopy(self.network), merged)
+            self._served = (state.digest, network)
+        return network
+
+
+@lru_cache(maxsize=2)
+def workbench(base: Base) -> Workbench:
+    """Return the workbench of a base, made once per process (bases compare by identity)."""
+    return Workbench(base)
+
+
+class Learner:
+    """One device's learner.
+
+    Args:
+        device: Name of the device.
+        base: The base that it holds.
+        windows: Its labelled windows.
+        reason: Why it cannot take part; empty when it can.
+        dtype: Dtype to train in; float64 serves as an oracle.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        base: Base,
+        windows: Windows,
+        *,
+        reason: str = "",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.device = device
+        self.bench = workbench(base)
+        self.windows = windows
+        self.reason = reason
+        self.dtype = dtype
+
+    def status(self) -> DeviceStatus:
+        """Say who the device is and whether it can take part."""
+        return DeviceStatus(
+            device=self.device,
+            train_windows=len(self.windows.train_y),
+            test_windows=len(self.windows.test_y),
+            reason=self.reason,
+        )
+
+    def answer_plan(self, message: Payload) -> Payload:
+        """Train as a plan asks and return the packed update.
+
+        Raises:
+            MismatchError: When base, frames, layout or release are not those of the plan.
+        """
+        plan = decode_plan(message)
+        self._check(plan)
+        layout = self.bench.layout(plan.method)
+        _match("layout", plan.layout, layout.digest)
+        state = decode_state(message, layout)
+        _match("state", plan.state, state.digest)
+        delta, result = self.train(plan, state)
+        return encode_update(Update(self._header(plan, result), delta))
+
+    def train(self, plan: Plan, state: CoreState) -> tuple[CoreState, TrainingResult]:
+        """Train from ``state`` and return the core-state delta, and what training says of itself."""
+        with single_thread():
+            attached = self.bench.attach(state, self.dtype)
+            before = attached.state()
+            order = batches(
+                len(self.windows.train_y),
+                batch=plan.batch,
+                epochs=plan.epochs,
+                generator=generator(plan.seed, plan.round, self.device, "batches"),
+            )
+            result = train(
+                attached,
+                torch.from_numpy(self.windows.train_x).to(self.dtype),
+                torch.from_numpy(self.windows.train_y),
+                order,
+                optimiser=plan.optimiser,
+                learning_rate=plan.learning_rate,
+                momentum=plan.momentum,
+            )
+            return attached.state() - before, result
+
+    def answer_evaluation(self, message: Payload) -> Mapping[str, int | list[int]]:
+        """Judge a core state on the device's test windows.
+
+        Returns:
+            ``num-examples`` and ``confusion`` (row-major counts by true and predicted class).
+        """
+        config = message.config
+        _match("base", str(config.get("base")), self.bench.base.digest)
+        layout = self.bench.layout(str(config.get("method")))
+        _match("layout", str(config.get("layout")), layout.digest)
+        counts = self.evaluate(decode_state(message, layout))
+        return {"num-examples": int(counts.sum()), "confusion": counts.ravel().tolist()}
+
+    def evaluate(self, state: CoreState) -> NDArray[np.int64]:
+        """Return confusion counts ``(classes, classes)`` of the merged network on the test windows."""
+        with single_thread():
+            network = self.bench.served(state)
+            predicted = predict(network, torch.from_numpy(self.windows.test_x))
+        classes = len(self.bench.base.record.labels)
+        return confusion(self.windows.test_y, predicted, classes)
+
+    def _check(self, plan: Plan) -> None:
+        _match("base", plan.base, self.bench.base.digest)
+        _match("frame", plan.frame, self.bench.base.frame_digest)
+        if not len(self.windows.train_y):
+            raise MismatchError(
+                "no-windows", f"{self.device} has no labelled windows to train on", ""
+            )
+
+    def _header(self, plan: Plan, result: TrainingResult) -> UpdateHeader:
+        return UpdateHeader(
+            format=WIRE_FORMAT,
+            plan=plan.id,
+            device=self.device,
+            base=plan.base,
+            frame=plan.frame,
+            layout=plan.layout,
+            examples=len(self.windows.train_y),
+            steps=result.steps,
+            loss=result.loss,
+        )
+
+
+def _match(what: str, wanted: str, own: str) -> None:
+    if wanted != own:
+        raise MismatchError(
+            f"wrong-{what}",
+            f"the message is for {what} {wanted[:12]}…, this device has {own[:12]}…",
+            "Give the device the base that the fleet uses.",
+        )

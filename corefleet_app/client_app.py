@@ -1,0 +1,2 @@
+from clients import bridge
+app = bridge.app

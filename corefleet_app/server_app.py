@@ -1,0 +1,2 @@
+from server import app as service
+app = service.app

@@ -1,0 +1,173 @@
+"""Base: the immutable bundle that a fleet starts from, named by its digest.
+
+It holds the raw network with its batch norms, the frames of its folded kernels, the class names,
+the channels and the normalisation that source people gave. On disk it is one safetensors file whose
+header carries the record as JSON; nothing in it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from fleet.adapt.digest import canonical_json, digest_arrays, digest_json, little_endian
+from fleet.adapt.frames import Frame, FrameKind
+from fleet.errors import MismatchError, StorageError
+from fleet.files import write_bytes
+from fleet.models.config import ModelConfig
+
+__all__ = ["Base", "BaseRecord", "load_base", "read_bundle", "save_base", "write_bundle"]
+
+FORMAT = "corefleet.base.1"
+_FRAME = "frame:"
+_WEIGHT = "weight:"
+
+
+class BaseRecord(BaseModel):
+    """What a base says of itself beside its arrays."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelConfig
+    labels: tuple[str, ...] = Field(min_length=2)
+    channels: tuple[tuple[str, str], ...] = Field(min_length=1)  # (name, unit)
+    rate_hz: float = Field(gt=0)
+    window: int = Field(ge=1)
+    stride: int = Field(ge=1)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    trained_on: str = ""  # what made it, for people: data set, source people, epochs
+    frame_kind: FrameKind = "svd"
+    rank: int = Field(ge=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A base in memory.
+
+    Args:
+        record: Names, sizes, normalisation.
+        arrays: Raw state of the network (weights, batch norms' statistics) by name.
+        frames: Frame by layer name.
+    """
+
+    record: BaseRecord
+    arrays: Mapping[str, NDArray[Any]]
+    frames: Mapping[str, Frame]
+
+    @cached_property
+    def frame_digest(self) -> str:
+        """Digest of all frames by layer name; part of every update."""
+        return digest_json({name: frame.digest for name, frame in self.frames.items()})
+
+    @cached_property
+    def digest(self) -> str:
+        """The base's name: digest of the record, the arrays and the frames."""
+        header = [FORMAT, self.record.model_dump(mode="json"), self.frame_digest]
+        return digest_arrays(self.arrays, header)
+
+
+def save_base(base: Base, path: Path) -> None:
+    """Write a base durably to one safetensors file."""
+    tensors = {_WEIGHT + name: array for name, array in base.arrays.items()}
+    tensors |= {_FRAME + name: frame.array for name, frame in base.frames.items()}
+    frames = {n: [f.kind, f.rank, f.groups] for n, f in sorted(base.frames.items())}
+    record = {
+        "format": FORMAT,
+        "digest": base.digest,
+        "record": base.record.model_dump(mode="json"),
+        "frames": frames,
+    }
+    write_bundle(path, tensors, record)
+
+
+def load_base(path: Path) -> Base:
+    """Read a base and check that its content has the digest that it carries.
+
+    Raises:
+        StorageError: ``bundle-missing``, ``bundle-damaged`` or ``base-damaged``.
+        MismatchError: ``not-a-base``.
+    """
+    tensors, record = read_bundle(path, FORMAT)
+    try:
+        frames = {
+            name: Frame(kind, rank, groups, tensors[_FRAME + name])
+            for name, (kind, rank, groups) in record["frames"].items()
+        }
+        base = Base(
+            BaseRecord.model_validate(record["record"]),
+            MappingProxyType(
+                {n.removeprefix(_WEIGHT): a for n, a in tensors.items() if n.startswith(_WEIGHT)}
+            ),
+            MappingProxyType(frames),
+        )
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        raise StorageError(
+            "base-damaged", f"{path} is no whole base: {error}", "Copy or train it again."
+        ) from error
+    if base.digest != record.get("digest"):
+        raise StorageError(
+            "base-damaged",
+            f"{path} carries digest {str(record.get('digest'))[:12]}…, its content has "
+            f"{base.digest[:12]}…",
+            "The file was changed or cut; copy or train it again.",
+        )
+    return base
+
+
+def write_bundle(path: Path, tensors: Mapping[str, NDArray[Any]], record: Any) -> None:
+    """Write named tensors with a JSON record in the header, durably and canonically."""
+    contiguous = {name: little_endian(tensors[name]) for name in sorted(tensors)}
+    content = save_tensors(contiguous, metadata={"corefleet": canonical_json(record).decode()})
+    write_bytes(path, content)
+
+
+def read_bundle(path: Path, wanted: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Read what :func:`write_bundle` wrote.
+
+    Args:
+        path: The file.
+        wanted: The record's ``format``, e.g. ``corefleet.base.1``.
+
+    Raises:
+        StorageError: ``bundle-missing`` or ``bundle-damaged``.
+        MismatchError: ``bundle-format`` when the file is whole but something else.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise StorageError("bundle-missing", f"there is no file {path}", "") from error
+    except OSError as error:
+        raise StorageError("bundle-unreadable", f"{path}: {error.strerror}", "") from error
+    try:
+        tensors = load_tensors(content)
+        (length,) = struct.unpack_from("<Q", content)
+        header = json.loads(content[8 : 8 + length])
+        record = json.loads(header.get("__metadata__", {}).get("corefleet", "{}"))
+    except (SafetensorError, struct.error, ValueError) as error:
+        raise StorageError(
+            "bundle-damaged",
+            f"{path} is no whole safetensors file ({error})",
+            "It was cut or changed; copy or make it again.",
+        ) from error
+    if record.get("format") != wanted:
+        raise MismatchError(
+            "bundle-format",
+            f"{path} holds {record.get('format', 'no Corefleet record')!s}; "
+            f"this command needs {wanted}",
+            "",
+        )
+    return tensors, record

@@ -1,0 +1,100 @@
+"""The run configuration: one frozen record behind ``fleet simulate``, ``flwr run`` and the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fleet.adapt.frames import FrameKind
+from fleet.errors import InputError
+from fleet.federate.records import problems_of
+
+__all__ = ["RunConfig"]
+
+
+class RunConfig(BaseModel):
+    """Everything that decides the outcome of a run, and where it is written.
+
+    Flower spells the keys in kebab-case (``learning-rate``); 0 and ``""`` stand for "decide for me".
+
+    Args:
+        data: Data set: a name, a path of a canonical ``.npz``, or ``""`` for HAPT where it is found
+            and the built-in synthetic fleet where not.
+        classes: ``basic`` (the basic activities where a set names them) or ``all``.
+        model: Backbone, see ``fleet.models.registry``.
+        method: What is trained: ``core``, ``head`` or ``full``.
+        frame: ``svd`` or ``tt``.
+        rank: Columns of each core.
+        rounds: Rounds to run.
+        seed: Root of every random choice.
+        shift: ``remount:DEGREES`` or ``none``; how the fleet's sensors differ from the source's.
+        fleet_fraction: Share of the people that form the fleet; the others are source people.
+        train_fraction: Share of a device's windows, in time order, that it trains on.
+        epochs: Passes over a device's windows per round.
+        batch: Windows per step.
+        learning_rate: Step size; 0 lets a rehearsal on source people choose.
+        base: Path of a base to start from; ``""`` trains one on the source people.
+        base_epochs: Passes over the source people's windows when a base is trained.
+        min_devices: Devices that must be online before a round opens; 0 for all of the fleet.
+        cohort: Devices per round; 0 for all.
+        quorum: Accepted updates that a round needs; 0 for half of the cohort.
+        deadline_s: Seconds from the push of a plan to the close of its round.
+        wait_s: Seconds to wait for enough devices before giving up.
+        weight_cap: Largest weight of one device, in windows.
+        evaluate_every: Rounds between evaluations; the first and last are always evaluated.
+        out: Folder of the results.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
+        alias_generator=lambda name: name.replace("_", "-"),
+    )
+
+    data: str = ""
+    classes: Literal["basic", "all"] = "basic"
+    model: str = "small-cnn"
+    method: str = "core"
+    frame: FrameKind = "svd"
+    rank: int = Field(4, ge=1)
+    rounds: int = Field(8, ge=1, le=100_000)
+    seed: int = Field(0, ge=0)
+    shift: str = "remount:35"
+    fleet_fraction: float = Field(0.5, gt=0, lt=1)
+    train_fraction: float = Field(0.6, gt=0, lt=1)
+    epochs: int = Field(1, ge=1, le=1000)
+    batch: int = Field(32, ge=1, le=65536)
+    learning_rate: float = Field(0.0, ge=0, le=100)
+    base: str = ""
+    base_epochs: int = Field(12, ge=1, le=10_000)
+    min_devices: int = Field(0, ge=0)
+    cohort: int = Field(0, ge=0)
+    quorum: int = Field(0, ge=0)
+    deadline_s: float = Field(600.0, gt=0)
+    wait_s: float = Field(120.0, ge=0)
+    weight_cap: int = Field(4096, ge=1, le=4096)
+    evaluate_every: int = Field(1, ge=1)
+    out: str = "runs/flwr"
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Validate values under either spelling of the keys.
+
+        Raises:
+            InputError: ``run-config``, listing every problem at once.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise InputError(
+                "run-config",
+                f"the run configuration breaks a rule: {problems_of(error)}",
+                "The keys and their ranges are listed in docs/run-config.md.",
+            ) from error
+
+    def for_flower(self) -> dict[str, bool | int | float | str]:
+        """Return the values as Flower's run config spells them."""
+        return self.model_dump(mode="json", by_alias=True)

@@ -1,0 +1,117 @@
+"""The records that cross the wire: frozen, validated once, every problem reported at once."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fleet.adapt.digest import digest_json
+
+__all__ = ["WIRE_FORMAT", "DeviceStatus", "Plan", "UpdateHeader"]
+
+WIRE_FORMAT = 1
+Digest = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Plan(_Record):
+    """What the devices of one round are asked to do; immutable, named by its content.
+
+    Args:
+        round: Number of the round, from 1.
+        base: Digest of the base.
+        frame: Digest of the base's frames.
+        layout: Digest of the layout of what is trained.
+        release: Number of the release that training starts from.
+        state: Digest of that release's core state.
+        method: What is trained, see ``fleet.peft``.
+        rank: Columns of the cores.
+        epochs: Passes over the device's training windows.
+        batch: Windows per step.
+        optimiser: ``sgd`` or ``adam``; its state does not outlive the round.
+        learning_rate: Step size.
+        momentum: Of SGD.
+        seed: Root seed; batch order derives from (seed, round, device, "batches").
+        weight_cap: Largest weight of one device in the mean, in windows.
+        deadline_s: Seconds that a device has from the push of the plan.
+    """
+
+    round: int = Field(ge=1)
+    base: str = Digest
+    frame: str = Digest
+    layout: str = Digest
+    release: int = Field(ge=0)
+    state: str = Digest
+    method: str
+    rank: int = Field(ge=1)
+    epochs: int = Field(ge=1, le=1000)
+    batch: int = Field(ge=1, le=65536)
+    optimiser: Literal["sgd", "adam"]
+    learning_rate: float = Field(gt=0, le=100)
+    momentum: float = Field(ge=0, lt=1)
+    seed: int
+    weight_cap: int = Field(ge=1, le=4096)
+    deadline_s: float = Field(gt=0)
+
+    @property
+    def id(self) -> str:
+        """Sixteen hexadecimal digits over all fields; the same plan has the same id."""
+        return digest_json(self.model_dump(mode="json"))[:16]
+
+
+class UpdateHeader(_Record):
+    """What accompanies the packed array of an update.
+
+    Args:
+        format: Version of the wire, :data:`WIRE_FORMAT`.
+        plan: Id of the plan that is answered.
+        device: Name of the device.
+        base: Digest of the base that it trained on.
+        frame: Digest of the frames that it trained in.
+        layout: Digest of the array's layout.
+        examples: Windows trained on.
+        steps: Optimiser steps taken.
+        loss: Mean training loss, nats.
+    """
+
+    format: int
+    plan: str
+    device: str = Field(min_length=1, max_length=128)
+    base: str = Digest
+    frame: str = Digest
+    layout: str = Digest
+    examples: int
+    steps: int = Field(ge=0)
+    loss: float
+
+
+class DeviceStatus(_Record):
+    """Answer to ``query.status``: who a node is and whether it can train.
+
+    Args:
+        device: Name of the device; stable, unlike a node id.
+        train_windows: Labelled windows it can train on.
+        test_windows: Windows it evaluates on.
+        reason: Why it cannot take part; empty when it can.
+    """
+
+    device: str = Field(min_length=1, max_length=128)
+    train_windows: int = Field(ge=0)
+    test_windows: int = Field(ge=0)
+    reason: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether the device can take part."""
+        return not self.reason
+
+
+def problems_of(error: Any) -> str:
+    """Join a pydantic error's problems into one line."""
+    return "; ".join(
+        f"{'.'.join(map(str, p['loc'])) or 'record'}: {p['msg']}" for p in error.errors()
+    )

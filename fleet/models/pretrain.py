@@ -1,0 +1,71 @@
+"""Pre-training of a base network on source people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from fleet.adapt.train import batches
+from fleet.models.config import ModelConfig
+from fleet.models.registry import build
+from fleet.seeds import derive_seed, generator
+
+__all__ = ["pretrain"]
+
+
+def pretrain(
+    config: ModelConfig,
+    x: NDArray[np.float32],
+    y: NDArray[np.int64],
+    *,
+    seed: int,
+    epochs: int,
+    batch: int = 64,
+    learning_rate: float = 2e-3,
+    weight_decay: float = 1e-3,
+    purpose: str = "base",
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> nn.Module:
+    """Train a fresh network with AdamW and a one-cycle rate; return it in evaluation mode.
+
+    Args:
+        config: Architecture.
+        x: Normalised windows ``(n, channels, window)``.
+        y: Labels ``(n,)``.
+        seed: Root seed of weights and batch order.
+        epochs: Passes over the data.
+        batch: Windows per step; a last batch of one is left out, batch norm cannot use it.
+        learning_rate: Peak rate.
+        weight_decay: Of AdamW.
+        purpose: Seed purpose, so that two networks of one run differ.
+        on_epoch: Called with the epoch (from 1) and its mean loss.
+    """
+    model = build(config, derive_seed(seed, 0, "server", f"{purpose}/weights"))
+    inputs, labels = torch.from_numpy(x), torch.from_numpy(y)
+    steps = epochs * -(-len(x) // batch)
+    stepper = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        stepper, max_lr=learning_rate, total_steps=steps + 1
+    )
+    rng = generator(seed, 0, "server", f"{purpose}/batches")
+    model.train()
+    for epoch in range(1, epochs + 1):
+        total, count = 0.0, 0
+        for index in batches(len(x), batch=batch, epochs=1, generator=rng):
+            if len(index) < 2:
+                continue
+            chosen = torch.from_numpy(index)
+            stepper.zero_grad(set_to_none=True)
+            loss = functional.cross_entropy(model(inputs[chosen]), labels[chosen])
+            loss.backward()  # type: ignore[no-untyped-call]
+            stepper.step()
+            schedule.step()
+            total, count = total + float(loss.detach()), count + 1
+        if on_epoch is not None:
+            on_epoch(epoch, total / max(count, 1))
+    return model.eval()

@@ -1,0 +1,131 @@
+"""The ``fleet`` command: assembles the groups that the installed extras bring, lazily.
+
+Nothing of a group is imported before it is asked for, so ``fleet --version`` is quick and a host
+without an extra still runs the rest.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from importlib.metadata import EntryPoint, entry_points, version
+
+import click
+import typer
+
+from fleet.errors import FleetError, InputError, UnavailableError
+from server.control.cli.render import Format, emit_error
+
+__all__ = ["main", "root"]
+
+GROUP = "corefleet.commands"
+
+# A missing module tells which extra is absent; the group tells which extra to install.
+EXTRA_OF_PACKAGE = {"simulations": "sim", "server": "server"}
+
+SUMMARIES = {
+    "base": "Train and inspect base models.",
+    "bench": "Measure Corefleet beside its peers, both sides in one run.",
+    "data": "List, inspect and convert data sets.",
+    "release": "List, show, compare, verify and merge releases.",
+    "simulate": "Let a fleet of people learn from their own sensor data (the main job).",
+}
+
+
+def _commands() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+class LazyRoot(click.Group):
+    """A click group whose members are entry points, imported on first use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all registered groups, sorted."""
+        return sorted(_commands())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one group; ``None`` when there is none of that name."""
+        point = _commands().get(cmd_name)
+        if point is None:
+            return None
+        try:
+            command = typer.main.get_command(point.load())
+        except ModuleNotFoundError as error:
+            raise _unavailable(cmd_name, point, error) from error
+        command.name = cmd_name
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the groups by their one-line summaries, without importing them."""
+        rows = [(name, SUMMARIES.get(name, "")) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _unavailable(name: str, point: EntryPoint, error: ModuleNotFoundError) -> FleetError:
+    extra = EXTRA_OF_PACKAGE.get(point.value.split(".")[0], "sim")
+    return UnavailableError(
+        "extra-missing",
+        f"`fleet {name}` needs the '{extra}' extra; the module {error.name} is not installed",
+        f"Install it: pip install 'corefleet[{extra}]'",
+    )
+
+
+@click.group(
+    cls=LazyRoot,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start here: fleet simulate --help",
+)
+@click.version_option(version("corefleet"), "-V", "--version", prog_name="fleet")
+def root() -> None:
+    """Corefleet: a fleet learns from real HAR data, core by core."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with the documented codes.
+
+    0 ok · 1 the operation failed · 2 connection or authentication · 3 timeout · 4 bad arguments or
+    missing confirmation · 5 a bug · 130 interrupted.
+    """
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line and return its exit code."""
+    form = _form_asked(arguments)
+    try:
+        outcome = root.main(args=arguments, prog_name="fleet", standalone_mode=False)
+    except FleetError as error:
+        emit_error(error, form)
+        return error.exit_code
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except click.ClickException as error:
+        emit_error(_usage(error), form)
+        return InputError.exit_code
+    except BrokenPipeError:
+        return 1
+    except Exception:
+        traceback.print_exc()
+        bug = FleetError("bug", "unexpected failure; the traceback above is a bug in Corefleet", "")
+        emit_error(bug, form)
+        return 5
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _usage(error: click.ClickException) -> InputError:
+    hint = ""
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        hint = f"See: {error.ctx.command_path} --help"
+    return InputError("usage", error.format_message(), hint)
+
+
+def _form_asked(arguments: list[str]) -> Format:
+    for position, argument in enumerate(arguments):
+        if argument == "--format=json":
+            return Format.json
+        if argument == "--format" and arguments[position + 1 : position + 2] == ["json"]:
+            return Format.json
+    return Format.table

@@ -1,0 +1,107 @@
+"""Plots of a run, drawn without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fleet.files import atomic_path
+
+__all__ = ["plot_bytes", "plot_curves", "plot_devices"]
+
+Evaluation = dict[str, Any]
+
+# Colours that stay apart for colour-blind readers (Okabe and Ito).
+COLOURS = {
+    "core": "#0072B2",
+    "full": "#D55E00",
+    "head": "#009E73",
+    "local": "#CC79A7",
+}
+OTHER = "#555555"
+DOTS_PER_INCH = 130
+
+
+def plot_curves(methods: Mapping[str, Sequence[Evaluation]], path: Path) -> None:
+    """Draw pooled macro-F1 by round, a line per method."""
+    figure, axes = _canvas(6.4, 4.0)
+    for name, evaluations in methods.items():
+        points = [(e["release"], e["macro_f1"]) for e in evaluations if e["macro_f1"] is not None]
+        axes.plot(
+            [p[0] for p in points],
+            [p[1] for p in points],
+            marker="o",
+            markersize=4,
+            color=COLOURS.get(name, OTHER),
+            label=name,
+        )
+    first = next(iter(methods.values()))[0]["macro_f1"]
+    if first is not None:
+        axes.axhline(first, color="#999999", linestyle=":", linewidth=1)
+        axes.annotate("before", (0, first), textcoords="offset points", xytext=(2, 4), fontsize=8)
+    axes.set_xlabel("round")
+    axes.set_ylabel("pooled macro-F1")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False)
+    _write(figure, path)
+
+
+def plot_devices(before: Evaluation, after: Mapping[str, Evaluation], path: Path) -> None:
+    """Draw each device's own macro-F1 before and after, devices in order of before."""
+    devices = [d for d, e in before["devices"].items() if e["macro_f1"] is not None]
+    devices.sort(key=lambda device: before["devices"][device]["macro_f1"])
+    figure, axes = _canvas(6.4, max(2.4, 0.24 * len(devices) + 1.2))
+    rows = range(len(devices))
+    start = [before["devices"][d]["macro_f1"] for d in devices]
+    for name, evaluation in after.items():
+        end = [evaluation["devices"].get(d, {}).get("macro_f1") for d in devices]
+        colour = COLOURS.get(name, OTHER)
+        if len(after) == 1:
+            for row, (a, b) in enumerate(zip(start, end, strict=True)):
+                axes.plot([a, b if b is not None else a], [row, row], color=colour, alpha=0.35)
+        known = [(e, r) for e, r in zip(end, rows, strict=True) if e is not None]
+        axes.scatter([k[0] for k in known], [k[1] for k in known], s=24, color=colour, label=name)
+    axes.scatter(start, rows, s=24, facecolors="none", edgecolors="#333333", label="before")
+    axes.set_yticks(list(rows), devices, fontsize=7)
+    axes.set_xlabel("macro-F1 on the device's own test windows")
+    axes.legend(frameon=False, loc="lower right", fontsize=8)
+    _write(figure, path)
+
+
+def plot_bytes(methods: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Draw macro-F1 against bytes sent up per device and round, a point per method."""
+    figure, axes = _canvas(5.6, 3.8)
+    sending = {n: m for n, m in methods.items() if m["bytes_up"] and m["macro_f1"] is not None}
+    for name, summary in sending.items():
+        axes.scatter(summary["bytes_up"], summary["macro_f1"], s=60, color=COLOURS.get(name, OTHER))
+        axes.annotate(
+            f"{name} ({summary['bytes_up']:,} B)",
+            (summary["bytes_up"], summary["macro_f1"]),
+            textcoords="offset points",
+            xytext=(7, -3),
+            fontsize=9,
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("bytes up per device and round (packed array)")
+    axes.set_ylabel("pooled macro-F1 after the last round")
+    axes.margins(x=0.35, y=0.2)
+    _write(figure, path)
+
+
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    assert isinstance(axes, Axes)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _write(figure: Figure, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)

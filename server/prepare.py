@@ -1,0 +1,130 @@
+"""Before the first round: a base, trained on source people or read from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from fleet.adapt.attach import make_frames, single_thread
+from fleet.adapt.base import Base, BaseRecord, load_base
+from fleet.adapt.fold import fold
+from fleet.adapt.frames import FrameKind
+from fleet.adapt.network import folded_network
+from fleet.config import RunConfig
+from fleet.errors import MismatchError
+from fleet.har.normalise import Normalisation, fit
+from fleet.har.population import Population, windows_of
+from fleet.models.config import ModelConfig
+from fleet.models.pretrain import pretrain
+
+__all__ = ["normalisation_of", "obtain_base", "reframe", "train_base"]
+
+OnEpoch = Callable[[int, float], None]
+
+
+def obtain_base(
+    config: RunConfig, population: Population, on_epoch: OnEpoch | None = None
+) -> Base:
+    """Return the base of a run: the file that it names, or one trained on its source people.
+
+    Raises:
+        MismatchError: ``base-data`` when the file's classes, channels or windows are not the data's.
+    """
+    if not config.base:
+        return train_base(config, population, population.source, on_epoch=on_epoch)
+    base = load_base(Path(config.base))
+    _check_fits(base, population, config.base)
+    return reframe(base, config.frame, config.rank)
+
+
+def train_base(
+    config: RunConfig,
+    population: Population,
+    people: tuple[int, ...],
+    *,
+    epochs: int = 0,
+    purpose: str = "base",
+    on_epoch: OnEpoch | None = None,
+) -> Base:
+    """Train a network on people's windows and make a base of it.
+
+    Args:
+        config: Architecture, frames, seed and epochs.
+        population: The data.
+        people: Whose windows to train on; normalisation comes from them alone.
+        epochs: Passes over the windows; 0 for the configuration's.
+        purpose: Seed purpose, so that two networks of one run differ.
+        on_epoch: Called with the epoch (from 1) and its mean loss.
+    """
+    dataset = population.dataset
+    model = ModelConfig(
+        name=config.model,
+        channels=len(dataset.channels),
+        classes=len(dataset.labels),
+        window=dataset.window,
+    )
+    normalisation = fit(dataset, people)
+    source = windows_of(population, people, normalisation)
+    epochs = epochs or config.base_epochs
+    with single_thread():
+        network = pretrain(
+            model,
+            source.x,
+            source.y,
+            seed=config.seed,
+            epochs=epochs,
+            purpose=purpose,
+            on_epoch=on_epoch,
+        )
+    record = BaseRecord(
+        model=model,
+        labels=dataset.labels,
+        channels=tuple((c.name, c.unit) for c in dataset.channels),
+        rate_hz=dataset.rate_hz,
+        window=dataset.window,
+        stride=dataset.stride,
+        mean=tuple(map(float, normalisation.mean)),
+        std=tuple(map(float, normalisation.std)),
+        trained_on=f"{dataset.name}: people {', '.join(map(str, people))}; {epochs} epochs",
+        frame_kind=config.frame,
+        rank=config.rank,
+    )
+    arrays = {name: np.array(t.numpy()) for name, t in network.state_dict().items()}
+    return Base(record, arrays, make_frames(fold(network), config.frame, config.rank))
+
+
+def reframe(base: Base, kind: FrameKind, rank: int) -> Base:
+    """Return the base with frames of another kind or rank, made anew from its folded kernels.
+
+    Done on the server only, and the result is another base with another digest; nothing changes when
+    kind and rank are those that it has.
+    """
+    if (base.record.frame_kind, base.record.rank) == (kind, rank):
+        return base
+    record = base.record.model_copy(update={"frame_kind": kind, "rank": rank})
+    return replace(base, record=record, frames=make_frames(folded_network(base), kind, rank))
+
+
+def normalisation_of(base: Base) -> Normalisation:
+    """Return the normalisation that a base carries."""
+    record = base.record
+    return Normalisation(np.array(record.mean, np.float32), np.array(record.std, np.float32))
+
+
+def _check_fits(base: Base, population: Population, path: str) -> None:
+    record, dataset = base.record, population.dataset
+    for what, has, needs in (
+        ("classes", record.labels, dataset.labels),
+        ("channels", record.channels, tuple((c.name, c.unit) for c in dataset.channels)),
+        ("samples per window", record.window, dataset.window),
+        ("rate", record.rate_hz, dataset.rate_hz),
+    ):
+        if has != needs:
+            raise MismatchError(
+                "base-data",
+                f"the base {path} has {what} {has}, the data set {dataset.name} has {needs}",
+                "Train a base on this data: fleet base train.",
+            )

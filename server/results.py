@@ -1,0 +1,68 @@
+"""What a run comes to: one summary per method, as the reports, the JSON envelope and plots use it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fleet.adapt.base import Base
+from fleet.config import RunConfig
+from fleet.federate.releases import Release
+from fleet.files import write_json
+from server.plots import plot_curves, plot_devices
+from server.store import RunFolder
+
+__all__ = ["scores_of", "summary_of", "write_results"]
+
+SCORES = ("macro_f1", "macro_f1_devices_mean", "macro_f1_devices_worst_decile")
+
+
+def scores_of(evaluation: dict[str, Any]) -> dict[str, float | None]:
+    """Return the three fleet scores of an evaluation."""
+    return {name: evaluation[name] for name in SCORES}
+
+
+def summary_of(folder: RunFolder, release: Release, rate: float) -> dict[str, Any]:
+    """Summarise a finished method from its folder.
+
+    Returns:
+        Final scores, trained parameters, bytes per device and round (mean over all train messages:
+        ``bytes_*`` the packed array, ``wire_bytes_*`` all objects and framing), learning rate and
+        release.
+    """
+    final = folder.evaluation(release.number)
+    rounds = folder.rounds()
+    traffic = [record["traffic"] for record in rounds]
+    summary: dict[str, Any] = scores_of(final) if final else dict.fromkeys(SCORES)
+    summary["trained_parameters"] = release.state.layout.size
+    for way in ("up", "down"):
+        messages = sum(t[f"messages_{way}"] for t in traffic)
+        for kind in ("bytes", "wire_bytes"):
+            total = sum(t[f"{kind}_{way}"] for t in traffic)
+            summary[f"{kind}_{way}"] = round(total / messages) if messages else 0
+    summary["refused"] = sum(len(record["refused"]) for record in rounds)
+    summary["learning_rate"] = rate
+    summary["release"] = {"number": release.number, "digest": release.digest}
+    return summary
+
+
+def write_results(
+    folder: RunFolder, config: RunConfig, base: Base, release: Release, rate: float
+) -> dict[str, Any]:
+    """Write ``metrics.json`` and plots of one method into its folder; return the metrics."""
+    evaluations = folder.evaluations()
+    metrics = {
+        "config": config.model_dump(mode="json"),
+        "base": {"digest": base.digest, "trained_on": base.record.trained_on},
+        "labels": list(base.record.labels),
+        "summary": summary_of(folder, release, rate),
+        "rounds": folder.rounds(),
+        "evaluations": evaluations,
+    }
+    write_json(folder.folder / "metrics.json", metrics)
+    if evaluations:
+        name = release.method
+        plot_curves({name: evaluations}, folder.folder / "plots" / "f1-by-round.png")
+        plot_devices(
+            evaluations[0], {name: evaluations[-1]}, folder.folder / "plots" / "f1-by-device.png"
+        )
+    return metrics

@@ -1,0 +1,319 @@
+"""The shell of the coordinator: carries out its effects over a Flower Grid and feeds it events.
+
+It holds no decision of its own. Every message has a ttl and a group id, every wait ends at a
+deadline on the clock that is passed in, and every answer is turned into an event or a refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from fleet.errors import MismatchError
+from fleet.federate.admission import Reason
+from fleet.federate.records import DeviceStatus, Plan, problems_of
+from fleet.federate.releases import Release, catch_up
+from fleet.federate.wire import Payload, Scalar, encode_plan
+from server import coordinator as c
+from server.flower import Content, deflate
+
+__all__ = ["Shell", "Sink", "Traffic", "content_of", "payload_of"]
+
+# How long the shell lets pass between two looks at the grid.
+POLL_S = 1.0
+# A message outlives its round's deadline by this much, so that the deadline decides, not the ttl.
+TTL_SLACK_S = 60.0
+
+Confusions = Mapping[str, NDArray[np.int64]]
+
+
+class Sink(Protocol):
+    """Where a run's results go; each call returns only once they are durable."""
+
+    def publish(self, record: c.RoundRecord, release: Release | None, traffic: Traffic) -> None:
+        """Keep a round's record and its release."""
+        ...
+
+    def evaluated(self, release: Release, results: Confusions) -> None:
+        """Keep the devices' confusion counts ``(classes, classes)`` under a release."""
+        ...
+
+    def answered(self, round_number: int, device: str, of: int) -> None:
+        """Note that one more of ``of`` devices has answered; for progress only."""
+        ...
+
+
+@dataclass
+class Traffic:
+    """Bytes of one round's train messages, both ways.
+
+    Args:
+        messages_down: Plans sent.
+        bytes_down: Their packed arrays.
+        wire_bytes_down: All their objects and framing.
+        messages_up: Answers received.
+        bytes_up: Their packed arrays.
+        wire_bytes_up: All their objects and framing.
+    """
+
+    messages_down: int = 0
+    bytes_down: int = 0
+    wire_bytes_down: int = 0
+    messages_up: int = 0
+    bytes_up: int = 0
+    wire_bytes_up: int = 0
+
+
+@dataclass
+class Shell:
+    """Runs a coordinator state over a grid until it ends.
+
+    Args:
+        grid: Any Flower grid.
+        now: Monotonic seconds, real or simulated.
+        wait: Lets seconds pass.
+        sink: Where results go.
+        group: Prefix of the group id of every message, e.g. the method's name.
+        evaluate_every: Rounds between evaluations; the first and last are always evaluated.
+    """
+
+    grid: Grid
+    now: Callable[[], float]
+    wait: Callable[[float], None]
+    sink: Sink
+    group: str
+    evaluate_every: int = 1
+    nodes: dict[str, int] = field(default_factory=dict)
+    unusable: dict[str, str] = field(default_factory=dict)
+
+    def run(self, state: c.State, *, evaluate_start: bool = True) -> c.State:
+        """Run rounds until the coordinator ends the run; return its last state.
+
+        Raises:
+            RoundError: What the coordinator ended with, e.g. ``too-few-devices``.
+        """
+        started = not evaluate_start
+        while state.phase is not c.Phase.ended:
+            devices = self._discover(state.rules.wait_s)
+            state, effects = c.step(state, c.Fleet(self.now(), devices))
+            if not effects:
+                self.wait(POLL_S)
+                continue
+            if not started and isinstance(effects[0], c.Push):
+                self.evaluate(state.release, state.rules.deadline_s)
+                started = True
+            state = self._carry_out(state, effects)
+        return state
+
+    def _carry_out(self, state: c.State, effects: tuple[c.Effect, ...]) -> c.State:
+        """Carry out effects, and the effects of what they cause, until there are none."""
+        traffic, queue = Traffic(), list(effects)
+        while queue:
+            effect = queue.pop(0)
+            if isinstance(effect, c.End):
+                if effect.error is not None:
+                    raise effect.error
+            elif isinstance(effect, c.Push):
+                traffic = Traffic()
+                state, more = self._round(state, effect, traffic)
+                queue.extend(more)
+            else:
+                self.sink.publish(effect.record, effect.release, traffic)
+                if effect.release is None:
+                    continue
+                last = effect.record.round >= state.rules.rounds
+                if last or effect.record.round % self.evaluate_every == 0:
+                    self.evaluate(effect.release, state.rules.deadline_s)
+                state, more = c.step(state, c.Published(self.now()))
+                queue.extend(more)
+        return state
+
+    def _round(self, state: c.State, push: c.Push, traffic: Traffic) -> c.Step:
+        """Push a plan and collect answers until the coordinator closes the round."""
+        asked = self._push_plan(push, traffic)
+        state, effects = c.step(state, c.Pushed(self.now()))
+        for device in set(push.devices) - set(asked.values()):
+            state, effects = c.step(
+                state, c.Failed(self.now(), device, "not reachable when the plan was sent")
+            )
+        while state.phase is c.Phase.collecting:
+            replies = list(self.grid.pull_messages(list(asked)))
+            for reply in replies:
+                device = asked.pop(reply.metadata.reply_to_message_id, None)
+                if device is None:
+                    continue
+                event = self._event_of(device, reply, traffic)
+                self.sink.answered(push.plan.round, device, len(push.devices))
+                if state.phase is c.Phase.collecting:
+                    state, effects = c.step(state, event)
+            if state.phase is c.Phase.collecting:
+                if not replies:
+                    self.wait(POLL_S)
+                state, effects = c.step(state, c.Tick(self.now()))
+        return state, effects
+
+    def _push_plan(self, push: c.Push, traffic: Traffic) -> dict[str, str]:
+        payload = encode_plan(push.plan, push.release.state)
+        reachable = [device for device in push.devices if device in self.nodes]
+        messages = [
+            self._message(payload, self.nodes[device], "train", push.plan) for device in reachable
+        ]
+        known: dict[str, Content] = {}
+        traffic.messages_down += len(messages)
+        traffic.bytes_down += payload.array.nbytes * len(messages)
+        traffic.wire_bytes_down += sum(deflate(message, known).wire.total for message in messages)
+        return _sent(self.grid.push_messages(messages), reachable)
+
+    def _event_of(self, device: str, reply: Message, traffic: Traffic) -> c.Event:
+        now = self.now()
+        if reply.has_error():
+            return c.Failed(now, device, f"{reply.error.reason or 'error'} ({reply.error.code})")
+        try:
+            payload = payload_of(reply.content)
+        except MismatchError as error:
+            return c.Failed(now, device, error.message, Reason.malformed)
+        traffic.messages_up += 1
+        traffic.bytes_up += payload.array.nbytes
+        traffic.wire_bytes_up += deflate(reply).wire.total
+        if "declined" in payload.config:
+            detail = f"{payload.config['declined']}: {payload.config.get('detail', '')}"
+            return c.Failed(now, device, detail, Reason.declined)
+        return c.Answered(now, device, payload)
+
+    def evaluate(self, release: Release, deadline_s: float) -> Confusions:
+        """Let every known device judge a release; return the counts of those that answered."""
+        payload = catch_up(release)
+        config: dict[str, Scalar] = {**payload.config, "method": release.method}
+        devices = sorted(self.nodes)
+        messages = [
+            self._message(
+                Payload(payload.array, config), self.nodes[device], "evaluate", None, deadline_s
+            )
+            for device in devices
+        ]
+        asked = _sent(self.grid.push_messages(messages), devices)
+        results: dict[str, NDArray[np.int64]] = {}
+        for device, reply in self._gather(asked, deadline_s):
+            counts = None if reply.has_error() else _confusion_of(reply.content)
+            if counts is not None:
+                results[device] = counts
+        self.sink.evaluated(release, results)
+        return results
+
+    def _discover(self, deadline_s: float) -> tuple[str, ...]:
+        """Ask nodes that are new who they are; return the usable devices that are online."""
+        online = set(self.grid.get_node_ids())
+        known = set(self.nodes.values()) | {int(n) for n in self.unusable}
+        fresh = sorted(online - known)
+        empty = Payload(np.zeros(0, np.float32), {})
+        messages = [
+            self._message(empty, node, "query.status", None, deadline_s) for node in fresh
+        ]
+        asked = _sent(self.grid.push_messages(messages), [str(node) for node in fresh])
+        for node, reply in self._gather(asked, deadline_s):
+            self._introduce(int(node), reply)
+        return tuple(sorted(d for d, node in self.nodes.items() if node in online))
+
+    def _introduce(self, node: int, reply: Message) -> None:
+        try:
+            if reply.has_error():
+                raise MismatchError("status", f"no status: {reply.error.reason}")
+            status = DeviceStatus.model_validate(dict(payload_of(reply.content).config))
+        except (MismatchError, ValidationError) as error:
+            known = isinstance(error, MismatchError)
+            self.unusable[str(node)] = error.message if known else problems_of(error)
+            return
+        if status.device in self.nodes:
+            self.unusable[str(node)] = f"a second node claims to be {status.device}"
+        elif not status.usable:
+            self.unusable[str(node)] = f"{status.device}: {status.reason}"
+        else:
+            self.nodes[status.device] = node
+
+    def _gather(
+        self, asked: dict[str, str], deadline_s: float
+    ) -> Iterable[tuple[str, Message]]:
+        """Yield (device, reply) until all have answered or the deadline has passed."""
+        until = self.now() + deadline_s
+        while asked:
+            replies = list(self.grid.pull_messages(list(asked)))
+            for reply in replies:
+                device = asked.pop(reply.metadata.reply_to_message_id, None)
+                if device is not None:
+                    yield device, reply
+            if not replies:
+                if self.now() >= until:
+                    return
+                self.wait(POLL_S)
+
+    def _message(
+        self,
+        payload: Payload,
+        node: int,
+        kind: str,
+        plan: Plan | None,
+        deadline_s: float = 0.0,
+    ) -> Message:
+        group = f"{self.group}/{plan.round if plan else kind}"
+        ttl = (plan.deadline_s if plan else deadline_s) + TTL_SLACK_S
+        return Message(
+            content_of(payload), dst_node_id=node, message_type=kind, ttl=ttl, group_id=group
+        )
+
+
+def content_of(payload: Payload) -> RecordDict:
+    """Put a payload into Flower's records: one array, one config."""
+    content = RecordDict({"config": ConfigRecord(dict(payload.config))})
+    if payload.array.size:
+        content["arrays"] = ArrayRecord({"packed": Array(payload.array)})
+    return content
+
+
+def payload_of(content: RecordDict) -> Payload:
+    """Take a payload out of Flower's records.
+
+    Raises:
+        MismatchError: ``malformed`` when there is more or less than one array and one config.
+    """
+    arrays = content.array_records
+    config = content.config_records.get("config")
+    if config is None or set(arrays) - {"arrays"}:
+        raise MismatchError(
+            "malformed", f"a message has one config and at most one packed array, not {set(content)}"
+        )
+    flat: NDArray[np.float32] = np.zeros(0, np.float32)
+    if "arrays" in arrays:
+        if set(arrays["arrays"]) != {"packed"}:
+            raise MismatchError("malformed", f"unexpected arrays {sorted(arrays['arrays'])[:5]}")
+        try:
+            flat = arrays["arrays"]["packed"].numpy()
+        except (ValueError, TypeError, EOFError, OSError) as error:
+            raise MismatchError("malformed", f"the packed array cannot be read: {error}") from error
+    scalars = {k: v for k, v in config.items() if isinstance(v, (str, int, float, bytes, bool))}
+    return Payload(flat, scalars)
+
+
+def _confusion_of(content: RecordDict) -> NDArray[np.int64] | None:
+    """Return the confusion counts of an evaluation, or None when they are not whole."""
+    metrics = content.metric_records.get("metrics")
+    flat = metrics.get("confusion") if metrics is not None else None
+    if not isinstance(flat, list):
+        return None
+    classes = int(round(len(flat) ** 0.5))
+    counts = np.asarray(flat)
+    if classes * classes != len(flat) or counts.dtype.kind != "i" or (counts < 0).any():
+        return None
+    return counts.reshape(classes, classes).astype(np.int64)
+
+
+def _sent(ids: Iterable[str], devices: Iterable[str]) -> dict[str, str]:
+    """Map message ids to devices; Flower returns an empty id for what it could not send."""
+    return {i: device for i, device in zip(ids, devices, strict=True) if i}
+

@@ -1,0 +1,172 @@
+"""``fleet simulate``: the main job on the command line."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from click.core import ParameterSource
+from rich.console import Console
+from rich.table import Table
+
+from fleet.errors import InputError
+from server.control.cli.render import Format, FormatOption, emit
+
+if TYPE_CHECKING:
+    from simulations.simulate import Run
+
+__all__ = ["app"]
+
+app = typer.Typer(add_completion=False)
+
+EPILOG = """Examples:
+
+fleet simulate --data synthetic --rounds 3
+
+fleet simulate --data hapt --methods core,full --out runs/hapt
+
+fleet simulate --data my.npz --model t-resnet --rank 2 --shift none
+
+fleet simulate --out runs/hapt --resume
+"""
+
+# Flags that name what a run is; with --resume they come from the run itself.
+NOT_CONFIG = {"methods", "rate", "resume", "form", "out"}
+
+
+@app.command(epilog=EPILOG)
+def simulate(
+    context: typer.Context,
+    data: Annotated[
+        str, typer.Option(help="Name or path of a data set; default: HAPT if found, or synthetic.")
+    ] = "",
+    classes: Annotated[str, typer.Option(help="basic or all.")] = "basic",
+    model: Annotated[str, typer.Option(help="Backbone: small-cnn or t-resnet.")] = "small-cnn",
+    frame: Annotated[str, typer.Option(help="Frame of the cores: svd or tt.")] = "svd",
+    rank: Annotated[int, typer.Option(help="Columns of each core.")] = 4,
+    rounds: Annotated[int, typer.Option(help="Federated rounds.")] = 8,
+    seed: Annotated[int, typer.Option(help="Root of every random choice.")] = 0,
+    shift: Annotated[
+        str, typer.Option(help="How the fleet's sensors sit: remount:DEGREES or none.")
+    ] = "remount:35",
+    methods: Annotated[
+        str, typer.Option(help="Methods to compare, by comma: core, head, full, local.")
+    ] = "core,head,full,local",
+    rate: Annotated[
+        list[str] | None,
+        typer.Option(help="METHOD=RATE; repeatable. Methods without one are rehearsed."),
+    ] = None,
+    cohort: Annotated[int, typer.Option(help="Devices per round; 0 for all.")] = 0,
+    epochs: Annotated[int, typer.Option(help="Local passes per round.")] = 1,
+    batch: Annotated[int, typer.Option(help="Windows per local step.")] = 32,
+    base: Annotated[str, typer.Option(help="A base to start from; default: train one.")] = "",
+    base_epochs: Annotated[int, typer.Option(help="Passes when a base is trained.")] = 12,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; default: runs/DATE-TIME.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    form: FormatOption = Format.table,
+) -> None:
+    """Let a fleet of people learn from their own sensor data.
+
+    Half of the people train a base model. The others are the fleet: each device adapts the base on
+    its own windows and sends only what the method trains; the server averages, and the merged model is
+    judged on each device's later windows.
+    """
+    from simulations.simulate import open_run
+    from simulations.simulate import simulate as run_simulation
+
+    run = _run(context, out, resume)
+    run = open_run(run, resume=resume)
+    with _display(form) as progress:
+        try:
+            report = run_simulation(run, progress)
+        except KeyboardInterrupt:
+            progress.say(
+                f"interrupted; nothing is lost. Go on with: "
+                f"fleet simulate --out {run.folder} --resume"
+            )
+            raise
+    emit(report, form, lambda console: _table(console, report))
+
+
+def _run(context: typer.Context, out: Path | None, resume: bool) -> Run:
+    from fleet.config import RunConfig
+    from simulations.simulate import Run
+
+    values = {k: v for k, v in context.params.items() if k not in NOT_CONFIG}
+    if resume:
+        return _resumed(context, out)
+    if out is None:
+        out = Path("runs") / datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    config = RunConfig.parse(values | {"out": str(out)})
+    names = tuple(dict.fromkeys(m.strip() for m in context.params["methods"].split(",") if m))
+    return Run(config, names, _rates(context.params["rate"] or []))
+
+
+def _resumed(context: typer.Context, out: Path | None) -> Run:
+    from fleet.config import RunConfig
+    from simulations.simulate import Run
+
+    if out is None:
+        raise InputError("nothing-to-resume", "--resume needs --out", "Name the run's folder.")
+    given = [
+        name
+        for name in context.params
+        if name not in {"resume", "form", "out"}
+        and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise InputError(
+            "resume-with-flags",
+            f"a resumed run keeps its configuration; --{given[0].replace('_', '-')} was given",
+            "Leave out all flags but --out and --resume.",
+        )
+    return Run(RunConfig.parse({"out": str(out)}), ("core",), {})
+
+
+def _rates(given: list[str]) -> dict[str, float]:
+    rates = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        try:
+            rates[name] = float(value)
+        except ValueError as error:
+            raise InputError(
+                "rate", f"--rate takes METHOD=RATE, not {text!r}", "For example --rate core=0.1."
+            ) from error
+        if not 0 < rates[name] <= 100:
+            raise InputError("rate", f"a learning rate is in (0, 100], not {rates[name]:g}", "")
+    return rates
+
+
+def _display(form: Format) -> Any:
+    from simulations.cli.display import Display
+
+    return Display(visible=form is Format.table)
+
+
+def _table(console: Console, report: dict[str, Any]) -> None:
+    table = Table(title=f"{report['devices']} devices · {report['rounds']} rounds · {report['data']}")
+    table.add_column("method")
+    for name in ("macro-F1", "devices", "worst 10 %", "trained", "bytes up", "bytes down", "s"):
+        table.add_column(name, justify="right")
+    rows = {"before": report["before"], **report["methods"]}
+    for name, row in rows.items():
+        scores = [row and row[k] for k in ("macro_f1", "macro_f1_devices_mean")]
+        scores.append(row and row["macro_f1_devices_worst_decile"])
+        shown = ["n/a" if score is None else f"{score:.3f}" for score in scores]
+        rest = ["", "", "", ""]
+        if name != "before":
+            counts = ("trained_parameters", "bytes_up", "bytes_down")
+            rest = [*(f"{row[k]:,}" for k in counts), f"{row['seconds']:.0f}"]
+        table.add_row(name, *shown, *rest)
+    console.print(table)
+    if report["release"]:
+        release = report["release"]
+        console.print(f"release {release['number']} · {release['digest']}")
+    console.print(f"report  {report['folder']}/report.md", soft_wrap=True)
+    console.print(f"next    fleet release list {report['folder']}/core", soft_wrap=True)
+

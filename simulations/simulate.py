@@ -1,0 +1,274 @@
+"""The main job: a base, a fleet that adapts it by each method, and what that came to.
+
+    DIR/run.json                 configuration, methods, versions
+    DIR/base.safetensors         the base that all methods start from
+    DIR/rates.json               learning rates and the rehearsal that chose them
+    DIR/METHOD/…                 rounds, releases, evaluations, merged.safetensors, metrics.json
+    DIR/report.json report.md    what it came to
+    DIR/plots/*.png
+
+Everything is written as soon as it is known, each file whole or not at all, so a run that was
+interrupted goes on with ``--resume`` and ends in the same digests.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clients import bridge
+from clients.agent.simulated import learner_of
+from fleet.adapt.base import Base, load_base, save_base
+from fleet.config import RunConfig
+from fleet.errors import InputError
+from fleet.federate.served import save_merged
+from fleet.files import write_json
+from fleet.har.population import Population, population_of
+from fleet.measure.f1 import score_fleet
+from fleet.peft.registry import METHODS, find
+from server.app import Time, run_rounds, task_of
+from server.coordinator import Task
+from server.prepare import obtain_base
+from server.rehearsal import Rehearsal, rehearsal_base
+from server.results import SCORES, scores_of, summary_of, write_results
+from server.rounds import Traffic
+from server.store import RunFolder, read_json
+from simulations.inprocess import InProcessGrid
+from simulations.local import adapt_all
+from simulations.progress import Progress
+from simulations.report import write_report
+from simulations.versions import versions
+
+__all__ = ["LOCAL", "METHOD_NAMES", "Run", "open_run", "simulate"]
+
+LOCAL = "local"
+METHOD_NAMES = (*METHODS, LOCAL)
+# Local-only trains what the core method trains.
+TRAINS = {LOCAL: "core"}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One simulation: what to do and where.
+
+    Args:
+        config: The configuration; ``out`` is the folder.
+        methods: Methods to compare, in order.
+        rates: Learning rates given by hand, by method; the others are rehearsed.
+    """
+
+    config: RunConfig
+    methods: tuple[str, ...]
+    rates: Mapping[str, float]
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the results."""
+        return Path(self.config.out)
+
+    def record(self) -> dict[str, Any]:
+        """Return what ``run.json`` keeps."""
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "methods": list(self.methods),
+            "rates": dict(self.rates),
+        }
+
+
+def open_run(run: Run, *, resume: bool) -> Run:
+    """Claim the run's folder, or take up the run that it holds.
+
+    Raises:
+        InputError: ``unknown-method``, ``out-in-use`` (a run is there and ``resume`` was not
+            asked), ``nothing-to-resume`` or ``other-run`` (its configuration differs).
+    """
+    unknown = [m for m in (*run.methods, *run.rates) if m not in METHOD_NAMES]
+    if unknown or not run.methods:
+        raise InputError(
+            "unknown-method",
+            f"there is no method {', '.join(unknown) or '(none given)'}; "
+            f"known: {', '.join(METHOD_NAMES)}",
+            "Name them with --methods core,head,full,local.",
+        )
+    path = run.folder / "run.json"
+    if not path.exists():
+        if resume:
+            raise InputError("nothing-to-resume", f"{run.folder} holds no run", "Leave out --resume.")
+        write_json(path, run.record() | {"versions": versions()})
+        return run
+    if not resume:
+        raise InputError(
+            "out-in-use",
+            f"{run.folder} holds a run already",
+            f"Go on with it: fleet simulate --out {run.folder} --resume; or choose another --out.",
+        )
+    kept = read_json(path)
+    return Run(RunConfig.parse(kept["config"]), tuple(kept["methods"]), dict(kept["rates"]))
+
+
+def simulate(run: Run, progress: Progress) -> dict[str, Any]:
+    """Run the main job and return the report that ``report.json`` keeps."""
+    config = run.config
+    population = population_of(config)
+    progress.say(_about(population))
+    base = _base(run, population, progress)
+    rates = _rates(run, population, progress)
+    config = config.model_copy(update={"base": str(run.folder / "base.safetensors")})
+    summaries: dict[str, Any] = {}
+    for name in run.methods:
+        done = run.folder / name / "summary.json"
+        if not done.exists():
+            started = time.monotonic()
+            job = _alone if name == LOCAL else _federated
+            summary = job(run, config, base, population, name, rates[name], progress)
+            write_json(done, summary | {"seconds": round(time.monotonic() - started, 2)})
+        summaries[name] = read_json(done)
+        progress.say(_result(name, summaries[name]))
+    return write_report(run.folder, run.record(), population, base, summaries)
+
+
+def _base(run: Run, population: Population, progress: Progress) -> Base:
+    path = run.folder / "base.safetensors"
+    if not path.exists():
+        epochs = 0 if run.config.base else run.config.base_epochs
+        progress.stage("base", max(epochs, 1))
+        base = obtain_base(
+            run.config, population, lambda epoch, loss: progress.advance(f"loss {loss:.3f}")
+        )
+        save_base(base, path)
+    base = load_base(path)
+    progress.say(f"base {base.digest[:12]} · {base.record.model.name} · {base.record.trained_on}")
+    return base
+
+
+def _rates(run: Run, population: Population, progress: Progress) -> dict[str, float]:
+    path = run.folder / "rates.json"
+    if not path.exists():
+        write_json(path, _rehearse(run, population, progress))
+    return {name: float(rate) for name, rate in read_json(path)["chosen"].items()}
+
+
+def _rehearse(run: Run, population: Population, progress: Progress) -> dict[str, Any]:
+    given = {name: run.config.learning_rate for name in run.methods if run.config.learning_rate}
+    chosen = {**given, **run.rates}
+    open_names = [name for name in run.methods if name not in chosen]
+    cells: list[list[Any]] = []
+    if open_names:
+        tries = sum(len(find(TRAINS.get(name, name)).rates) for name in open_names)
+        progress.stage("rehearsal", tries + 1, "a base on some of the source people")
+        rehearsal = rehearsal_base(run.config, population)
+        progress.advance()
+        for name in open_names:
+            chosen[name] = _choose(run.config, rehearsal, name, cells, progress)
+    return {"chosen": chosen, "rehearsed": cells}
+
+
+def _choose(
+    config: RunConfig,
+    rehearsal: Rehearsal | None,
+    name: str,
+    cells: list[list[Any]],
+    progress: Progress,
+) -> float:
+    method = find(TRAINS.get(name, name))
+    if rehearsal is None:
+        progress.say(f"too few source people to rehearse; {name} uses {method.default_rate:g}")
+        return method.default_rate
+
+    def on_cell(_: str, rate: float, score: float) -> None:
+        cells.append([name, rate, None if score != score else round(score, 4)])
+        progress.advance(f"{name} at {rate:g}: F1 {score:.3f}")
+
+    return rehearsal.choose(config, method, federated=name != LOCAL, on_cell=on_cell)
+
+
+def _federated(
+    run: Run,
+    config: RunConfig,
+    base: Base,
+    population: Population,
+    name: str,
+    rate: float,
+    progress: Progress,
+) -> dict[str, Any]:
+    devices = len(population.fleet)
+    grid = InProcessGrid(
+        bridge.app, devices, run_config=config.for_flower(), seed=config.seed
+    )
+    cohort = config.cohort or devices
+    scores = {"f1": "", "bytes": ""}
+
+    def on_publish(number: int, traffic: Traffic) -> None:
+        scores["bytes"] = f" · {traffic.bytes_up // max(traffic.messages_up, 1):,} B up"
+
+    folder = RunFolder(
+        run.folder / name,
+        on_answer=lambda number, device, of: progress.advance(
+            f"round {number}/{config.rounds}{scores['f1']}{scores['bytes']}"
+        ),
+        on_evaluation=lambda number, f1: scores.update(f1=f" · F1 {f1:.3f}"),
+        on_publish=on_publish,
+    )
+    left = config.rounds - len(folder.round_numbers())
+    progress.stage(name, max(1, left * cohort))
+    clock = Time(grid.clock, grid.wait)
+    release = run_rounds(grid, config, base, population, find(name), rate, folder, clock)
+    save_merged(base, release, folder.folder / "merged.safetensors")
+    write_results(folder, config, base, release, rate)
+    summary = summary_of(folder, release, rate)
+    before = folder.evaluation(0)
+    return summary | {"before": scores_of(before) if before else None}
+
+
+def _alone(
+    run: Run,
+    config: RunConfig,
+    base: Base,
+    population: Population,
+    name: str,
+    rate: float,
+    progress: Progress,
+) -> dict[str, Any]:
+    devices = len(population.fleet)
+    learners = [learner_of(config.for_flower(), partition) for partition in range(devices)]
+    able = [learner for learner in learners if not learner.reason]
+    task: Task = task_of(config, base, find(TRAINS[name]), rate)
+    progress.stage(name, len(able) * config.rounds)
+    before, after = adapt_all(able, base, task, config.rounds, progress.advance)
+    folder = RunFolder(run.folder / name)
+    for number, results in ((0, before), (config.rounds, after)):
+        folder.keep_evaluation(number, "", results)
+    scores = score_fleet(list(after.values()))
+    start = score_fleet(list(before.values()))
+    numbers = ("pooled", "devices_mean", "worst_decile")
+    return {
+        **{key: round(getattr(scores, n), 6) for key, n in zip(SCORES, numbers, strict=True)},
+        "before": {key: round(getattr(start, n), 6) for key, n in zip(SCORES, numbers, strict=True)},
+        "trained_parameters": task.layout.size,
+        "bytes_up": 0,
+        "bytes_down": 0,
+        "wire_bytes_up": 0,
+        "wire_bytes_down": 0,
+        "refused": 0,
+        "learning_rate": rate,
+        "release": None,
+    }
+
+
+def _about(population: Population) -> str:
+    data = population.dataset
+    shift = population.shift
+    sits = "no shift" if shift is None else f"sensors re-mounted by {shift.degrees:g}°"
+    return (
+        f"data {data.name} · {len(population.source)} source people, {len(population.fleet)} fleet "
+        f"people · {len(data.labels)} classes · {sits}"
+    )
+
+
+def _result(name: str, summary: Mapping[str, Any]) -> str:
+    score = summary["macro_f1"]
+    return f"{name}: macro-F1 {'n/a' if score is None else format(score, '.3f')}"
+
