@@ -1,0 +1,1 @@
+"""What runs on a device: the learner, and the bridge that connects it to Flower."""

@@ -1,4 +1,4 @@
-"""The run configuration: one frozen record behind ``fleet simulate``, ``flwr run`` and the tests."""
+"""The run configuration: one frozen record behind ``fleet simulate`` and ``flwr run``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ __all__ = ["RunConfig"]
 class RunConfig(BaseModel):
     """Everything that decides the outcome of a run, and where it is written.
 
-    Flower spells the keys in kebab-case (``learning-rate``); 0 and ``""`` stand for "decide for me".
+    Flower spells the keys in kebab-case (``learning-rate``); 0 and ``""`` stand for "decide for
+    me".
 
     Args:
         data: Data set: a name, a path of a canonical ``.npz``, or ``""`` for HAPT where it is found

@@ -1,0 +1,1 @@
+"""What an operator runs: the coordinator, its shell over Flower, and the results."""

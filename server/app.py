@@ -11,26 +11,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flwr.app import Context
+from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from fleet.adapt.base import Base, save_base
 from fleet.adapt.network import folded_network
-from fleet.federate.served import save_merged
 from fleet.config import RunConfig
 from fleet.errors import MismatchError
 from fleet.federate.releases import Release, first_release
+from fleet.federate.served import save_merged
 from fleet.har.population import Population, population_of
 from fleet.peft.method import Method
 from fleet.peft.registry import find
 from server.coordinator import Rules, Task, begin
-from server.prepare import obtain_base
+from server.prepare import check_feasible, obtain_base
 from server.rehearsal import rehearsal_base
 from server.results import write_results
-from server.rounds import Shell
+from server.rounds import Shell, weight_on_wire
 from server.store import RunFolder
 
-__all__ = ["Time", "app", "rules_of", "run_rounds", "task_of"]
+__all__ = ["Surroundings", "app", "rules_of", "run_rounds", "task_of"]
 
 MOMENTUM = 0.9
 
@@ -38,19 +38,21 @@ app = ServerApp()
 
 
 @dataclass(frozen=True)
-class Time:
-    """How the shell knows the time and lets it pass.
+class Surroundings:
+    """What the shell needs of the world besides a grid.
 
     Args:
         now: Monotonic seconds.
         wait: Lets seconds pass.
+        weigh: Bytes of a message on the wire.
     """
 
     now: Callable[[], float]
     wait: Callable[[float], None]
+    weigh: Callable[[Message], int] = weight_on_wire
 
 
-REAL_TIME = Time(time.monotonic, time.sleep)
+REAL = Surroundings(time.monotonic, time.sleep)
 
 
 @app.main()
@@ -59,13 +61,14 @@ def main(grid: Grid, context: Context) -> None:
     config = RunConfig.parse(context.run_config)
     out = Path(config.out)
     population = population_of(config)
+    check_feasible(config, population)
     method = find(config.method)
     base = obtain_base(config, population)
     stored = out / "base.safetensors"
     save_base(base, stored)
     rate = config.learning_rate or rehearse(config, population, method)
     folder = RunFolder(out / method.name)
-    release = run_rounds(grid, config, base, population, method, rate, folder, REAL_TIME)
+    release = run_rounds(grid, config, base, population, method, rate, folder, REAL)
     save_merged(base, release, folder.folder / "merged.safetensors")
     write_results(folder, config, base, release, rate)
 
@@ -86,7 +89,7 @@ def run_rounds(
     method: Method,
     rate: float,
     folder: RunFolder,
-    clock: Time,
+    surroundings: Surroundings,
 ) -> Release:
     """Run a method's remaining rounds over a grid; return the last release.
 
@@ -98,22 +101,32 @@ def run_rounds(
         method: What is trained.
         rate: Learning rate of local training.
         folder: Where rounds and releases are kept; whole rounds found there are not run again.
-        clock: Time of the grid.
+        surroundings: Surroundings of the grid.
     """
     task = task_of(config, base, method, rate)
     start = folder.last_release(base) or first_release(base, method.name, task.layout)
-    if start.number >= config.rounds:
-        return start
     if start.state.layout != task.layout or start.method != method.name:
         raise MismatchError(
             "other-method", f"{folder.folder} holds releases of another method or rank", ""
         )
-    state = begin(
-        rules_of(config, population), task, start, round_number=start.number + 1
+    rules = rules_of(config, population)
+    shell = Shell(
+        grid,
+        surroundings.now,
+        surroundings.wait,
+        folder,
+        method.name,
+        config.evaluate_every,
+        surroundings.weigh,
+        classes=len(base.record.labels),
     )
-    shell = Shell(grid, clock.now, clock.wait, folder, method.name, config.evaluate_every)
     fresh = folder.evaluation(start.number) is None
-    return shell.run(state, evaluate_start=fresh).release
+    if start.number < config.rounds:
+        state = begin(rules, task, start, round_number=start.number + 1)
+        return shell.run(state, evaluate_start=fresh).release
+    if fresh:  # cut off between the last round's record and its evaluation
+        shell.judge(start, rules)
+    return start
 
 
 def rules_of(config: RunConfig, population: Population) -> Rules:
@@ -143,4 +156,3 @@ def task_of(config: RunConfig, base: Base, method: Method, rate: float) -> Task:
         weight_cap=config.weight_cap,
         seed=config.seed,
     )
-

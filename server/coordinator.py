@@ -2,11 +2,13 @@
 
     idle ──Fleet──► planned ──Pushed──► collecting ──last answer or deadline──► aggregating
      ▲  │                                   │                                      │
-     │  └─ too few, wait over ─► ended      └─ too few updates ─► abandoned        └─Published─► released
+     │  └─ too few, wait over ─► ended      └─ too few updates ─► abandoned        └─Published─►
+     released
      │                                                              │                              │
      └──────────────────────── next round (or the same one again) ◄─┴──────────────────────────────┘
 
-Clock, randomness and transport are passed in: events carry the time, the cohort is drawn from a named
+Clock, randomness and transport are passed in: events carry the time, the cohort is drawn from a
+named
 seed, effects are carried out by ``server/rounds.py`` over a Flower Grid. Every wait has a bound.
 """
 
@@ -15,12 +17,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from types import MappingProxyType
 from typing import Any
 
 from fleet.adapt.state import Layout
 from fleet.adapt.train import OptimiserName
-from fleet.errors import RoundError, TooFewDevices
+from fleet.errors import InputError, RoundError, TooFewDevices
 from fleet.federate.admission import Admitted, Bounds, Reason, admit
 from fleet.federate.aggregate import PartialSum
 from fleet.federate.records import Plan
@@ -52,6 +53,8 @@ __all__ = [
 
 # A round that nobody answers is tried again this often before the run ends with an error.
 LARGEST_ABANDONED_IN_A_ROW = 3
+# Characters of a refusal's detail; a device may send any text.
+LARGEST_DETAIL = 500
 
 
 class Phase(str, Enum):
@@ -85,6 +88,14 @@ class Rules:
     deadline_s: float = 600.0
     wait_s: float = 60.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if 0 < self.cohort < self.quorum:
+            raise InputError(
+                "quorum-above-cohort",
+                f"a cohort of {self.cohort} can never send the {self.quorum} updates of the quorum",
+                "Raise the cohort, or lower the quorum.",
+            )
 
     def needed(self, selected: int) -> int:
         """Return how many updates a round of ``selected`` devices needs."""
@@ -144,7 +155,8 @@ class State:
     abandoned: int = 0
     plan: Plan | None = None
     selected: tuple[str, ...] = ()
-    accepted: Mapping[str, Admitted] = field(default_factory=lambda: MappingProxyType({}))
+    unanswered: frozenset[str] = frozenset()
+    accepted: Mapping[str, Admitted] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
     opened_at: float = 0.0
 
@@ -242,7 +254,8 @@ def begin(rules: Rules, task: Task, release: Release, *, round_number: int = 1) 
 def step(state: State, event: Event) -> Step:
     """Take one event; return the next state and what has to be done.
 
-    An event that has no place in the phase changes nothing, so late and repeated events are harmless.
+    An event that has no place in the phase changes nothing, so late and repeated events are
+    harmless.
     """
     if state.phase is Phase.idle and isinstance(event, Fleet):
         return _open(state, event)
@@ -271,7 +284,8 @@ def _open(state: State, event: Fleet) -> Step:
         waiting_since=None,
         plan=plan,
         selected=selected,
-        accepted=MappingProxyType({}),
+        unanswered=frozenset(selected),
+        accepted={},
         refused=(),
     )
     return planned, (Push(plan, state.release, selected),)
@@ -310,12 +324,12 @@ def _plan(state: State) -> Plan:
 def _collect(state: State, event: Event) -> Step:
     if isinstance(event, Answered):
         state = _judge(state, event)
-    elif isinstance(event, Failed) and event.device in _open_devices(state):
+    elif isinstance(event, Failed) and event.device in state.unanswered:
         state = _refuse(state, event.device, event.reason, event.detail)
     elif not isinstance(event, Tick):
         return state, ()
     overdue = event.now - state.opened_at >= state.rules.deadline_s
-    if overdue or not _open_devices(state):
+    if overdue or not state.unanswered:
         return _close(state, event.now)
     return state, ()
 
@@ -324,29 +338,24 @@ def _judge(state: State, event: Answered) -> State:
     assert state.plan is not None
     if event.device not in state.selected:
         return _refuse(state, event.device, Reason.unselected, "not in this round's cohort")
-    if event.device not in _open_devices(state):
+    if event.device not in state.unanswered:
         return _refuse(state, event.device, Reason.duplicate, "the device has answered already")
     if event.now - state.opened_at >= state.rules.deadline_s:
         return _refuse(state, event.device, Reason.late, "after the round's deadline")
-    verdict = admit(
-        event.payload, state.plan, state.task.layout, event.device, state.task.bounds
-    )
+    verdict = admit(event.payload, state.plan, state.task.layout, event.device, state.task.bounds)
     if isinstance(verdict, Admitted):
-        accepted = MappingProxyType({**state.accepted, event.device: verdict})
-        return replace(state, accepted=accepted)
+        accepted = {**state.accepted, event.device: verdict}  # a new dict: states are never changed
+        return replace(state, accepted=accepted, unanswered=state.unanswered - {event.device})
     return _refuse(state, event.device, verdict.reason, verdict.detail)
 
 
 def _refuse(state: State, device: str, reason: Reason, detail: str) -> State:
-    return replace(state, refused=(*state.refused, Refusal(device, reason, detail)))
-
-
-def _open_devices(state: State) -> set[str]:
-    return set(state.selected) - set(state.accepted) - {r.device for r in state.refused}
+    refused = (*state.refused, Refusal(device, reason, detail[:LARGEST_DETAIL]))
+    return replace(state, refused=refused, unanswered=state.unanswered - {device})
 
 
 def _close(state: State, now: float) -> Step:
-    for device in sorted(_open_devices(state)):
+    for device in sorted(state.unanswered):
         state = _refuse(state, device, Reason.no_reply, "no answer before the deadline")
     enough = len(state.accepted) >= state.rules.needed(len(state.selected))
     record = _record(state, now, released=enough)

@@ -35,6 +35,8 @@ def plot_curves(methods: Mapping[str, Sequence[Evaluation]], path: Path) -> None
         axes.plot(
             [p[0] for p in points],
             [p[1] for p in points],
+            # Two points say nothing of the way between them.
+            linestyle="-" if len(points) > 2 else (0, (1, 3)),
             marker="o",
             markersize=4,
             color=COLOURS.get(name, OTHER),
@@ -43,7 +45,14 @@ def plot_curves(methods: Mapping[str, Sequence[Evaluation]], path: Path) -> None
     first = next(iter(methods.values()))[0]["macro_f1"]
     if first is not None:
         axes.axhline(first, color="#999999", linestyle=":", linewidth=1)
-        axes.annotate("before", (0, first), textcoords="offset points", xytext=(2, 4), fontsize=8)
+        axes.annotate(
+            "before",
+            (axes.get_xlim()[1], first),
+            textcoords="offset points",
+            xytext=(-4, 4),
+            ha="right",
+            fontsize=8,
+        )
     axes.set_xlabel("round")
     axes.set_ylabel("pooled macro-F1")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -55,21 +64,23 @@ def plot_devices(before: Evaluation, after: Mapping[str, Evaluation], path: Path
     """Draw each device's own macro-F1 before and after, devices in order of before."""
     devices = [d for d, e in before["devices"].items() if e["macro_f1"] is not None]
     devices.sort(key=lambda device: before["devices"][device]["macro_f1"])
-    figure, axes = _canvas(6.4, max(2.4, 0.24 * len(devices) + 1.2))
+    figure, axes = _canvas(6.4, max(2.4, 0.3 * len(devices) + 1.2))
     rows = range(len(devices))
     start = [before["devices"][d]["macro_f1"] for d in devices]
-    for name, evaluation in after.items():
+    # Methods stand a little apart within a row, so that equal scores do not hide each other.
+    steps = [(i - (len(after) - 1) / 2) * 0.18 for i in range(len(after))]
+    for step, (name, evaluation) in zip(steps, after.items(), strict=True):
         end = [evaluation["devices"].get(d, {}).get("macro_f1") for d in devices]
         colour = COLOURS.get(name, OTHER)
         if len(after) == 1:
             for row, (a, b) in enumerate(zip(start, end, strict=True)):
                 axes.plot([a, b if b is not None else a], [row, row], color=colour, alpha=0.35)
-        known = [(e, r) for e, r in zip(end, rows, strict=True) if e is not None]
-        axes.scatter([k[0] for k in known], [k[1] for k in known], s=24, color=colour, label=name)
-    axes.scatter(start, rows, s=24, facecolors="none", edgecolors="#333333", label="before")
+        known = [(e, r + step) for e, r in zip(end, rows, strict=True) if e is not None]
+        axes.scatter([k[0] for k in known], [k[1] for k in known], s=18, color=colour, label=name)
+    axes.scatter(start, rows, s=22, facecolors="none", edgecolors="#333333", label="before")
     axes.set_yticks(list(rows), devices, fontsize=7)
     axes.set_xlabel("macro-F1 on the device's own test windows")
-    axes.legend(frameon=False, loc="lower right", fontsize=8)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, fontsize=8)
     _write(figure, path)
 
 
@@ -83,13 +94,14 @@ def plot_bytes(methods: Mapping[str, Mapping[str, Any]], path: Path) -> None:
             f"{name} ({summary['bytes_up']:,} B)",
             (summary["bytes_up"], summary["macro_f1"]),
             textcoords="offset points",
-            xytext=(7, -3),
+            xytext=(0, 8),
+            ha="center",
             fontsize=9,
         )
     axes.set_xscale("log")
     axes.set_xlabel("bytes up per device and round (packed array)")
     axes.set_ylabel("pooled macro-F1 after the last round")
-    axes.margins(x=0.35, y=0.2)
+    axes.margins(x=0.3, y=0.25)
     _write(figure, path)
 
 

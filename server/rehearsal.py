@@ -1,9 +1,10 @@
 """Rehearsal: a small federated run on held-out source people that chooses a learning rate.
 
-A third of the source people play the fleet, a base trained on the others is adapted at every candidate
-rate, and the best pooled macro-F1 wins. Nothing of the real fleet is looked at: neither its people nor
-its shift, which is drawn anew. Rounds run without messages, on the functions that devices and server
-use.
+A third of the source people play the fleet, a base trained on the others is adapted at every
+candidate
+rate, and the best pooled macro-F1 wins. Nothing of the real fleet is looked at: neither its people
+nor its shift, which is drawn anew. Rounds run without messages, on the functions that devices and
+server use.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from fleet.adapt.train import batches, predict, train
 from fleet.config import RunConfig
 from fleet.errors import MismatchError, RoundError
 from fleet.federate.aggregate import PartialSum, dequantise, quantise
-from fleet.har.population import LabelledWindows, Population, share_windows
 from fleet.har.partition import device_name
+from fleet.har.population import LabelledWindows, Population, share_windows
 from fleet.measure.f1 import confusion, macro_f1
 from fleet.peft.method import Method
 from fleet.seeds import derive_seed, generator
@@ -60,15 +61,21 @@ class Rehearsal:
 
         Args:
             config: Epochs, batch and seed of local training.
-            method: What is trained, and the rates to try.
+            method: What is trained, and its ladder of rates. Tried are the default and its
+                neighbours, then on in the better direction while it gets better.
             federated: False lets each device learn alone.
             on_cell: Called with the method's name, the rate and its score (NaN: diverged).
         """
         scores: dict[float, float] = {}
-        for rate in method.rates:
-            with single_thread():
-                scores[rate] = self._score(config, method, rate, federated)
-            on_cell(method.name, rate, scores[rate])
+
+        def score(rate: float) -> float:
+            if rate not in scores:
+                with single_thread():
+                    scores[rate] = self._score(config, method, rate, federated)
+                on_cell(method.name, rate, scores[rate])
+            return -math.inf if math.isnan(scores[rate]) else scores[rate]
+
+        _climb(method.rates, method.default_rate, score)
         usable = {rate: score for rate, score in scores.items() if not math.isnan(score)}
         if not usable:
             raise RoundError(
@@ -120,6 +127,17 @@ def rehearsal_base(config: RunConfig, population: Population) -> Rehearsal | Non
         if len(past.y) and len(future.y):
             devices.append((device_name(person), past, future))
     return Rehearsal(base, tuple(devices)) if devices else None
+
+
+def _climb(ladder: tuple[float, ...], start: float, score: Callable[[float], float]) -> None:
+    """Score rates around ``start`` until the best one has a scored neighbour on either side."""
+    best = ladder.index(start)
+    while True:
+        around = [i for i in (best - 1, best, best + 1) if 0 <= i < len(ladder)]
+        top = max(around, key=lambda i: score(ladder[i]))
+        if top == best:
+            return
+        best = top
 
 
 Device = tuple[str, LabelledWindows, LabelledWindows]

@@ -1,4 +1,4 @@
-"""What a run comes to: one summary per method, as the reports, the JSON envelope and plots use it."""
+"""What a run comes to: one summary per method, for reports, the JSON envelope and plots."""
 
 from __future__ import annotations
 

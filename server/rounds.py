@@ -16,13 +16,13 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from fleet.errors import MismatchError
+from fleet.errors import MismatchError, RoundError, TooFewDevices
 from fleet.federate.admission import Reason
 from fleet.federate.records import DeviceStatus, Plan, problems_of
 from fleet.federate.releases import Release, catch_up
 from fleet.federate.wire import Payload, Scalar, encode_plan
 from server import coordinator as c
-from server.flower import Content, deflate
+from server.flower import wire_bytes
 
 __all__ = ["Shell", "Sink", "Traffic", "content_of", "payload_of"]
 
@@ -30,6 +30,14 @@ __all__ = ["Shell", "Sink", "Traffic", "content_of", "payload_of"]
 POLL_S = 1.0
 # A message outlives its round's deadline by this much, so that the deadline decides, not the ttl.
 TTL_SLACK_S = 60.0
+# One device cannot claim to have tested more windows than this.
+LARGEST_TESTED = 1_000_000
+
+
+def weight_on_wire(message: Message) -> int:
+    """Return the bytes of a message on the wire, counted by deflating it as Flower does."""
+    return wire_bytes(message).total
+
 
 Confusions = Mapping[str, NDArray[np.int64]]
 
@@ -81,7 +89,9 @@ class Shell:
         wait: Lets seconds pass.
         sink: Where results go.
         group: Prefix of the group id of every message, e.g. the method's name.
+        weigh: Bytes of a message on the wire, all objects and framing.
         evaluate_every: Rounds between evaluations; the first and last are always evaluated.
+        classes: Classes of the base; an evaluation of another number is left out. 0 takes any.
     """
 
     grid: Grid
@@ -90,6 +100,8 @@ class Shell:
     sink: Sink
     group: str
     evaluate_every: int = 1
+    weigh: Callable[[Message], int] = weight_on_wire
+    classes: int = 0
     nodes: dict[str, int] = field(default_factory=dict)
     unusable: dict[str, str] = field(default_factory=dict)
 
@@ -112,6 +124,13 @@ class Shell:
             state = self._carry_out(state, effects)
         return state
 
+    def judge(self, release: Release, rules: c.Rules) -> Confusions:
+        """Find the devices, then evaluate a release, outside of any round."""
+        until = self.now() + rules.wait_s
+        while len(self._discover(rules.wait_s)) < rules.minimum and self.now() < until:
+            self.wait(POLL_S)
+        return self.evaluate(release, rules.deadline_s)
+
     def _carry_out(self, state: c.State, effects: tuple[c.Effect, ...]) -> c.State:
         """Carry out effects, and the effects of what they cause, until there are none."""
         traffic, queue = Traffic(), list(effects)
@@ -119,7 +138,7 @@ class Shell:
             effect = queue.pop(0)
             if isinstance(effect, c.End):
                 if effect.error is not None:
-                    raise effect.error
+                    raise self._explained(effect.error)
             elif isinstance(effect, c.Push):
                 traffic = Traffic()
                 state, more = self._round(state, effect, traffic)
@@ -135,19 +154,27 @@ class Shell:
                 queue.extend(more)
         return state
 
+    def _explained(self, error: RoundError) -> RoundError:
+        """Add to an error for want of devices why nodes that are there cannot be used."""
+        if not isinstance(error, TooFewDevices) or not self.unusable:
+            return error
+        reasons = sorted(set(self.unusable.values()))[:3]
+        hint = f"{len(self.unusable)} node(s) cannot be used: {'; '.join(reasons)}. {error.hint}"
+        return TooFewDevices(error.code, error.message, hint)
+
     def _round(self, state: c.State, push: c.Push, traffic: Traffic) -> c.Step:
         """Push a plan and collect answers until the coordinator closes the round."""
         asked = self._push_plan(push, traffic)
         state, effects = c.step(state, c.Pushed(self.now()))
-        for device in set(push.devices) - set(asked.values()):
-            state, effects = c.step(
-                state, c.Failed(self.now(), device, "not reachable when the plan was sent")
-            )
+        for device in sorted(set(push.devices) - set(asked.values())):
+            if state.phase is c.Phase.collecting:
+                failed = c.Failed(self.now(), device, "not reachable when the plan was sent")
+                state, effects = c.step(state, failed)
         while state.phase is c.Phase.collecting:
-            replies = list(self.grid.pull_messages(list(asked)))
+            replies = list(self.grid.pull_messages(asked.keys()))
             for reply in replies:
-                device = asked.pop(reply.metadata.reply_to_message_id, None)
-                if device is None:
+                device = asked.pop(str(reply.metadata.reply_to_message_id), "")
+                if not device:
                     continue
                 event = self._event_of(device, reply, traffic)
                 self.sink.answered(push.plan.round, device, len(push.devices))
@@ -165,11 +192,11 @@ class Shell:
         messages = [
             self._message(payload, self.nodes[device], "train", push.plan) for device in reachable
         ]
-        known: dict[str, Content] = {}
+        ids = list(self.grid.push_messages(messages))
         traffic.messages_down += len(messages)
         traffic.bytes_down += payload.array.nbytes * len(messages)
-        traffic.wire_bytes_down += sum(deflate(message, known).wire.total for message in messages)
-        return _sent(self.grid.push_messages(messages), reachable)
+        traffic.wire_bytes_down += sum(map(self.weigh, messages))
+        return _sent(ids, reachable)
 
     def _event_of(self, device: str, reply: Message, traffic: Traffic) -> c.Event:
         now = self.now()
@@ -181,17 +208,18 @@ class Shell:
             return c.Failed(now, device, error.message, Reason.malformed)
         traffic.messages_up += 1
         traffic.bytes_up += payload.array.nbytes
-        traffic.wire_bytes_up += deflate(reply).wire.total
+        traffic.wire_bytes_up += self.weigh(reply)
         if "declined" in payload.config:
-            detail = f"{payload.config['declined']}: {payload.config.get('detail', '')}"
+            detail = f"{payload.config['declined']!s}: {payload.config.get('detail', '')!s}"
             return c.Failed(now, device, detail, Reason.declined)
         return c.Answered(now, device, payload)
 
     def evaluate(self, release: Release, deadline_s: float) -> Confusions:
-        """Let every known device judge a release; return the counts of those that answered."""
+        """Let every device that is online judge a release; return the counts of those that did."""
         payload = catch_up(release)
         config: dict[str, Scalar] = {**payload.config, "method": release.method}
-        devices = sorted(self.nodes)
+        online = set(self.grid.get_node_ids())
+        devices = sorted(device for device, node in self.nodes.items() if node in online)
         messages = [
             self._message(
                 Payload(payload.array, config), self.nodes[device], "evaluate", None, deadline_s
@@ -201,7 +229,7 @@ class Shell:
         asked = _sent(self.grid.push_messages(messages), devices)
         results: dict[str, NDArray[np.int64]] = {}
         for device, reply in self._gather(asked, deadline_s):
-            counts = None if reply.has_error() else _confusion_of(reply.content)
+            counts = None if reply.has_error() else _confusion_of(reply.content, self.classes)
             if counts is not None:
                 results[device] = counts
         self.sink.evaluated(release, results)
@@ -213,40 +241,42 @@ class Shell:
         known = set(self.nodes.values()) | {int(n) for n in self.unusable}
         fresh = sorted(online - known)
         empty = Payload(np.zeros(0, np.float32), {})
-        messages = [
-            self._message(empty, node, "query.status", None, deadline_s) for node in fresh
-        ]
+        messages = [self._message(empty, node, "query.status", None, deadline_s) for node in fresh]
         asked = _sent(self.grid.push_messages(messages), [str(node) for node in fresh])
         for node, reply in self._gather(asked, deadline_s):
-            self._introduce(int(node), reply)
+            self._introduce(int(node), reply, online)
         return tuple(sorted(d for d, node in self.nodes.items() if node in online))
 
-    def _introduce(self, node: int, reply: Message) -> None:
+    def _introduce(self, node: int, reply: Message, online: set[int]) -> None:
         try:
             if reply.has_error():
                 raise MismatchError("status", f"no status: {reply.error.reason}")
-            status = DeviceStatus.model_validate(dict(payload_of(reply.content).config))
+            config = payload_of(reply.content).config
+            if "declined" in config:
+                raise MismatchError(
+                    "status", f"{config['declined']!s}: {config.get('detail', '')!s}"
+                )
+            status = DeviceStatus.model_validate(dict(config))
         except (MismatchError, ValidationError) as error:
-            known = isinstance(error, MismatchError)
-            self.unusable[str(node)] = error.message if known else problems_of(error)
+            found = error.message if isinstance(error, MismatchError) else problems_of(error)
+            self.unusable[str(node)] = found
             return
-        if status.device in self.nodes:
+        # A device that comes back may do so as another node; its old one is offline then.
+        if self.nodes.get(status.device) in online:
             self.unusable[str(node)] = f"a second node claims to be {status.device}"
         elif not status.usable:
             self.unusable[str(node)] = f"{status.device}: {status.reason}"
         else:
             self.nodes[status.device] = node
 
-    def _gather(
-        self, asked: dict[str, str], deadline_s: float
-    ) -> Iterable[tuple[str, Message]]:
+    def _gather(self, asked: dict[str, str], deadline_s: float) -> Iterable[tuple[str, Message]]:
         """Yield (device, reply) until all have answered or the deadline has passed."""
         until = self.now() + deadline_s
         while asked:
-            replies = list(self.grid.pull_messages(list(asked)))
+            replies = list(self.grid.pull_messages(asked.keys()))
             for reply in replies:
-                device = asked.pop(reply.metadata.reply_to_message_id, None)
-                if device is not None:
+                device = asked.pop(str(reply.metadata.reply_to_message_id), "")
+                if device:
                     yield device, reply
             if not replies:
                 if self.now() >= until:
@@ -284,9 +314,10 @@ def payload_of(content: RecordDict) -> Payload:
     """
     arrays = content.array_records
     config = content.config_records.get("config")
-    if config is None or set(arrays) - {"arrays"}:
+    if config is None or set(content) - {"arrays", "config"}:
         raise MismatchError(
-            "malformed", f"a message has one config and at most one packed array, not {set(content)}"
+            "malformed",
+            f"a message has one config and at most one packed array, not {sorted(content)[:5]}",
         )
     flat: NDArray[np.float32] = np.zeros(0, np.float32)
     if "arrays" in arrays:
@@ -294,21 +325,28 @@ def payload_of(content: RecordDict) -> Payload:
             raise MismatchError("malformed", f"unexpected arrays {sorted(arrays['arrays'])[:5]}")
         try:
             flat = arrays["arrays"]["packed"].numpy()
-        except (ValueError, TypeError, EOFError, OSError) as error:
+        except Exception as error:  # NumPy raises anything for bytes that a device made up
             raise MismatchError("malformed", f"the packed array cannot be read: {error}") from error
+        if not isinstance(flat, np.ndarray):  # a zip archive of arrays, say
+            raise MismatchError("malformed", f"the packed array is a {type(flat).__name__}")
     scalars = {k: v for k, v in config.items() if isinstance(v, (str, int, float, bytes, bool))}
+    if len(scalars) < len(config):
+        lists = sorted(set(config) - set(scalars))[:5]
+        raise MismatchError("malformed", f"a config holds scalars; {lists} are lists")
     return Payload(flat, scalars)
 
 
-def _confusion_of(content: RecordDict) -> NDArray[np.int64] | None:
+def _confusion_of(content: RecordDict, wanted: int) -> NDArray[np.int64] | None:
     """Return the confusion counts of an evaluation, or None when they are not whole."""
     metrics = content.metric_records.get("metrics")
     flat = metrics.get("confusion") if metrics is not None else None
     if not isinstance(flat, list):
         return None
-    classes = int(round(len(flat) ** 0.5))
+    classes = wanted or round(len(flat) ** 0.5)
     counts = np.asarray(flat)
     if classes * classes != len(flat) or counts.dtype.kind != "i" or (counts < 0).any():
+        return None
+    if sum(flat) > LARGEST_TESTED:
         return None
     return counts.reshape(classes, classes).astype(np.int64)
 
@@ -316,4 +354,3 @@ def _confusion_of(content: RecordDict) -> NDArray[np.int64] | None:
 def _sent(ids: Iterable[str], devices: Iterable[str]) -> dict[str, str]:
     """Map message ids to devices; Flower returns an empty id for what it could not send."""
     return {i: device for i, device in zip(ids, devices, strict=True) if i}
-

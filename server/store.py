@@ -74,7 +74,7 @@ class RunFolder:
     def keep_evaluation(
         self, number: int, digest: str, results: Mapping[str, NDArray[np.int64]]
     ) -> None:
-        """Keep confusion counts by device under a number; ``digest`` is empty where none is served."""
+        """Keep confusion counts by device under a number; ``digest`` may be empty."""
         score = score_fleet(list(results.values()))
         content = {
             "release": number,

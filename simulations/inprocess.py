@@ -97,6 +97,7 @@ class InProcessGrid(Grid):
         self._queue: dict[str, _Waiting] = {}
         self._known: dict[str, flower.Content] = {}
         self._ledger = {kind: Traffic() for kind in ("train", "evaluate", "query")}
+        self._weights: dict[str, int] = {}
         self._now = 0.0
         self.set_run(flower.Run.create_empty(flower.task_run_id()))
 
@@ -123,6 +124,11 @@ class InProcessGrid(Grid):
         if not seconds >= 0:
             raise ValueError(f"time does not run backwards: cannot wait {seconds} s")
         self._now += seconds
+
+    def weigh(self, message: Message) -> int:
+        """Return the wire bytes of a message that passed through this grid, counted as it did."""
+        known = self._weights.pop(message.metadata.message_id, None)
+        return flower.wire_bytes(message).total if known is None else known
 
     def create_message(
         self,

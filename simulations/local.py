@@ -1,7 +1,7 @@
 """Local-only: every device adapts alone, with the same steps, and nothing is ever sent.
 
-The control that tells what federation adds: cores of the same rank, trained for the same rounds from
-the same seeds, each continuing from the device's own last core.
+The control that tells what federation adds: cores of the same rank, trained for the same rounds
+from the same seeds, each continuing from the device's own last core.
 """
 
 from __future__ import annotations

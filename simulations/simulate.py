@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from clients import bridge
 from clients.agent.simulated import learner_of
 from fleet.adapt.base import Base, load_base, save_base
@@ -29,9 +32,9 @@ from fleet.files import write_json
 from fleet.har.population import Population, population_of
 from fleet.measure.f1 import score_fleet
 from fleet.peft.registry import METHODS, find
-from server.app import Time, run_rounds, task_of
+from server.app import Surroundings, run_rounds, task_of
 from server.coordinator import Task
-from server.prepare import obtain_base
+from server.prepare import check_feasible, obtain_base
 from server.rehearsal import Rehearsal, rehearsal_base
 from server.results import SCORES, scores_of, summary_of, write_results
 from server.rounds import Traffic
@@ -46,6 +49,7 @@ __all__ = ["LOCAL", "METHOD_NAMES", "Run", "open_run", "simulate"]
 
 LOCAL = "local"
 METHOD_NAMES = (*METHODS, LOCAL)
+TYPICAL_TRIES = 3
 # Local-only trains what the core method trains.
 TRAINS = {LOCAL: "core"}
 
@@ -79,7 +83,7 @@ class Run:
 
 
 def open_run(run: Run, *, resume: bool) -> Run:
-    """Claim the run's folder, or take up the run that it holds.
+    """Return the run to do: a new one, or the one that the folder holds.
 
     Raises:
         InputError: ``unknown-method``, ``out-in-use`` (a run is there and ``resume`` was not
@@ -96,8 +100,9 @@ def open_run(run: Run, *, resume: bool) -> Run:
     path = run.folder / "run.json"
     if not path.exists():
         if resume:
-            raise InputError("nothing-to-resume", f"{run.folder} holds no run", "Leave out --resume.")
-        write_json(path, run.record() | {"versions": versions()})
+            raise InputError(
+                "nothing-to-resume", f"{run.folder} holds no run", "Leave out --resume."
+            )
         return run
     if not resume:
         raise InputError(
@@ -113,6 +118,10 @@ def simulate(run: Run, progress: Progress) -> dict[str, Any]:
     """Run the main job and return the report that ``report.json`` keeps."""
     config = run.config
     population = population_of(config)
+    check_feasible(config, population)
+    if not (run.folder / "run.json").exists():
+        # Claimed only now, so that a mistake in the flags leaves no folder behind.
+        write_json(run.folder / "run.json", run.record() | {"versions": versions()})
     progress.say(_about(population))
     base = _base(run, population, progress)
     rates = _rates(run, population, progress)
@@ -157,7 +166,8 @@ def _rehearse(run: Run, population: Population, progress: Progress) -> dict[str,
     open_names = [name for name in run.methods if name not in chosen]
     cells: list[list[Any]] = []
     if open_names:
-        tries = sum(len(find(TRAINS.get(name, name)).rates) for name in open_names)
+        # A climb tries three rates, more when the best is not the middle one.
+        tries = TYPICAL_TRIES * len(open_names)
         progress.stage("rehearsal", tries + 1, "a base on some of the source people")
         rehearsal = rehearsal_base(run.config, population)
         progress.advance()
@@ -195,9 +205,7 @@ def _federated(
     progress: Progress,
 ) -> dict[str, Any]:
     devices = len(population.fleet)
-    grid = InProcessGrid(
-        bridge.app, devices, run_config=config.for_flower(), seed=config.seed
-    )
+    grid = InProcessGrid(bridge.app, devices, run_config=config.for_flower(), seed=config.seed)
     cohort = config.cohort or devices
     scores = {"f1": "", "bytes": ""}
 
@@ -214,8 +222,8 @@ def _federated(
     )
     left = config.rounds - len(folder.round_numbers())
     progress.stage(name, max(1, left * cohort))
-    clock = Time(grid.clock, grid.wait)
-    release = run_rounds(grid, config, base, population, find(name), rate, folder, clock)
+    around = Surroundings(grid.clock, grid.wait, grid.weigh)
+    release = run_rounds(grid, config, base, population, find(name), rate, folder, around)
     save_merged(base, release, folder.folder / "merged.safetensors")
     write_results(folder, config, base, release, rate)
     summary = summary_of(folder, release, rate)
@@ -241,12 +249,9 @@ def _alone(
     folder = RunFolder(run.folder / name)
     for number, results in ((0, before), (config.rounds, after)):
         folder.keep_evaluation(number, "", results)
-    scores = score_fleet(list(after.values()))
-    start = score_fleet(list(before.values()))
-    numbers = ("pooled", "devices_mean", "worst_decile")
     return {
-        **{key: round(getattr(scores, n), 6) for key, n in zip(SCORES, numbers, strict=True)},
-        "before": {key: round(getattr(start, n), 6) for key, n in zip(SCORES, numbers, strict=True)},
+        **_scores(after),
+        "before": _scores(before),
         "trained_parameters": task.layout.size,
         "bytes_up": 0,
         "bytes_down": 0,
@@ -256,6 +261,12 @@ def _alone(
         "learning_rate": rate,
         "release": None,
     }
+
+
+def _scores(results: Mapping[str, NDArray[np.int64]]) -> dict[str, float]:
+    score = score_fleet(list(results.values()))
+    values = (score.pooled, score.devices_mean, score.worst_decile)
+    return {name: round(value, 6) for name, value in zip(SCORES, values, strict=True)}
 
 
 def _about(population: Population) -> str:
@@ -271,4 +282,3 @@ def _about(population: Population) -> str:
 def _result(name: str, summary: Mapping[str, Any]) -> str:
     score = summary["macro_f1"]
     return f"{name}: macro-F1 {'n/a' if score is None else format(score, '.3f')}"
-

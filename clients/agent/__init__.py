@@ -1,0 +1,1 @@
+"""The learner of one device: training and judging core states on its own windows."""

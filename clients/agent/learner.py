@@ -1,7 +1,8 @@
 """The learner: trains and judges core states on one device's own windows.
 
 The same code runs on a device and in every simulation. A message is answered from what it carries
-and what the device holds; nothing between rounds lives here, so an answer depends on the plan alone.
+and what the device holds; nothing between rounds lives here, so an answer depends on the plan
+alone.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from fleet.measure.f1 import confusion
 from fleet.peft.registry import find
 from fleet.seeds import generator
 
-__all__ = ["Learner", "Workbench", "Windows", "workbench"]
+__all__ = ["Learner", "Windows", "Workbench", "workbench"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +134,7 @@ class Learner:
         return encode_update(Update(self._header(plan, result), delta))
 
     def train(self, plan: Plan, state: CoreState) -> tuple[CoreState, TrainingResult]:
-        """Train from ``state`` and return the core-state delta, and what training says of itself."""
+        """Train from ``state``; return the core-state delta and what training says of itself."""
         with single_thread():
             attached = self.bench.attach(state, self.dtype)
             before = attached.state()
@@ -168,7 +169,7 @@ class Learner:
         return {"num-examples": int(counts.sum()), "confusion": counts.ravel().tolist()}
 
     def evaluate(self, state: CoreState) -> NDArray[np.int64]:
-        """Return confusion counts ``(classes, classes)`` of the merged network on the test windows."""
+        """Return confusion counts ``(classes, classes)`` of the merged network on the tests."""
         with single_thread():
             network = self.bench.served(state)
             predicted = predict(network, torch.from_numpy(self.windows.test_x))

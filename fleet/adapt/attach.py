@@ -16,13 +16,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
 from fleet.adapt.fold import Convolution
 from fleet.adapt.frames import Frame, FrameKind, make_frame
-from fleet.adapt.state import CORE_SUFFIX, CoreState
+from fleet.adapt.state import CORE_SUFFIX, CoreState, Layout
 from fleet.errors import MismatchError
+
+# Windows per forward pass while frames are calibrated.
+CALIBRATION_BATCH = 256
+# A direction is scaled as if its RMS were at least this fraction of its layer's largest.
+QUIET_DIRECTION = 0.05
 
 __all__ = ["Attached", "CoreLayer", "adaptable_layers", "attach", "make_frames"]
 
@@ -46,29 +52,42 @@ class CoreLayer(nn.Module):
         self.groups = frame.groups
         self.is_linear = isinstance(layer, nn.Linear)
         self.core = nn.Parameter(core)
-        weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+        weight = layer.get_parameter("weight")
         if frame.kind == "svd":
-            self.register_buffer("mixing", torch.from_numpy(frame.array).to(weight.dtype))
+            # A copy: the frame is shared by every attached network and must not follow one of them.
+            self.register_buffer("mixing", torch.tensor(frame.array, dtype=weight.dtype))
         else:
-            suffix = torch.from_numpy(frame.array).to(weight.dtype)
+            suffix = torch.tensor(frame.array, dtype=weight.dtype)
             stacked = suffix.expand(self.groups, *suffix.shape).reshape(-1, *suffix.shape[1:])
             self.register_buffer("suffix", stacked.contiguous())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the dense layer returns, moved by the core path."""
-        weight: torch.Tensor = self.layer.weight  # type: ignore[assignment]
-        bias: torch.Tensor | None = self.layer.bias  # type: ignore[assignment]
+        weight = self.layer.get_parameter("weight")
+        bias: torch.Tensor | None = getattr(self.layer, "bias", None)
         u = _apply(self.layer, x, weight)
         rows = self._by_group(u)
         cores = self.core.view(self.groups, rows.shape[2], -1)
-        if self.kind == "svd":
-            z = torch.matmul(self.mixing, rows)
-        else:
-            z = self._by_group(_apply(self.layer, x, self.suffix))
-        y = (rows + torch.matmul(cores, z)).reshape(u.shape)
+        y = (rows + torch.matmul(cores, self.bottleneck(x, rows))).reshape(u.shape)
         if bias is None:
             return y
         return y + (bias if self.is_linear else bias.view(-1, *(1,) * (y.dim() - 2)))
+
+    def rows(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the dense output without bias ``(batch, groups, O/groups, positions)``."""
+        weight = self.layer.get_parameter("weight")
+        return self._by_group(_apply(self.layer, x, weight))
+
+    def bottleneck(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Return z ``(batch, groups, r, positions)``, what the core multiplies.
+
+        Args:
+            x: The layer's input.
+            rows: Its dense output without bias ``(batch, groups, O/groups, positions)``.
+        """
+        if self.kind == "svd":
+            return torch.matmul(self.mixing, rows)
+        return self._by_group(_apply(self.layer, x, self.suffix))
 
     def _by_group(self, u: torch.Tensor) -> torch.Tensor:
         """View channels by group: ``(batch, groups, channels/groups, positions)``."""
@@ -82,7 +101,8 @@ def _apply(layer: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> torch.Ten
     if isinstance(layer, nn.Linear):
         return functional.linear(x, weight)
     assert isinstance(layer, Convolution)
-    return layer._conv_forward(x, weight, None)
+    out: torch.Tensor = layer._conv_forward(x, weight, None)
+    return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +119,7 @@ class Attached:
 
     def state(self) -> CoreState:
         """Return the current values of the trainable parameters."""
-        return CoreState.of(
-            {name: p.detach().cpu().numpy() for name, p in self.parameters.items()}
-        )
+        return CoreState.of({name: p.detach().cpu().numpy() for name, p in self.parameters.items()})
 
     def detach(self) -> nn.Module:
         """Return the folded network with its dense layers back in place, unmoved."""
@@ -124,7 +142,9 @@ def attach(
         dtype: Dtype to compute in; float64 serves as an oracle.
 
     Raises:
-        MismatchError: ``unknown-entry`` when an entry names no layer or parameter.
+        MismatchError: ``unknown-entry`` when an entry names no layer or parameter, ``core-shape``
+            when a core does not fit its layer.
+        FrameError: ``rank-too-large`` or ``frame-not-nested`` when it does not fit its frame.
     """
     module = copy.deepcopy(folded).to(dtype).requires_grad_(False).eval()
     dense = dict(module.named_parameters())
@@ -133,16 +153,25 @@ def attach(
         value = torch.from_numpy(np.array(array)).to(dtype)
         layer = name.removesuffix(CORE_SUFFIX)
         if name.endswith(CORE_SUFFIX) and layer in frames:
+            outputs = dense[f"{layer}.weight"].shape[0]
+            if array.ndim != 2 or array.shape[0] != outputs:
+                raise MismatchError(
+                    "core-shape",
+                    f"the core {name} of a layer with {outputs} outputs is (outputs, rank), "
+                    f"not {array.shape}",
+                )
             frame = frames[layer].truncated(array.shape[1])
             adapted = CoreLayer(module.get_submodule(layer), frame, value)
             _set(module, layer, adapted)
             parameters[name] = adapted.core
         elif name in dense and dense[name].shape == value.shape:
             dense[name].data.add_(value)
-            parameters[name] = dense[name].requires_grad_(True)
+            dense[name].requires_grad_(True)
+            parameters[name] = dense[name]
         else:
             raise MismatchError(
-                "unknown-entry", f"the state's entry {name} {array.shape} fits no layer of this base"
+                "unknown-entry",
+                f"the state's entry {name} {array.shape} fits no layer of this base",
             )
     return Attached(module, parameters)
 
@@ -166,12 +195,23 @@ def adaptable_layers(folded: nn.Module) -> tuple[dict[str, nn.Module], dict[str,
     return found, left
 
 
-def make_frames(folded: nn.Module, kind: FrameKind, rank: int) -> dict[str, Frame]:
-    """Make the frames of all adaptable layers from the folded kernels, all of one rank."""
+def make_frames(
+    folded: nn.Module, kind: FrameKind, rank: int, windows: torch.Tensor | None = None
+) -> dict[str, Frame]:
+    """Make the frames of all adaptable layers from the folded kernels, all of one rank.
+
+    Args:
+        folded: Folded network.
+        kind: ``svd`` or ``tt``.
+        rank: Columns of each core.
+        windows: Source windows ``(n, channels, window)``. Given these, every direction is scaled so
+            that its bottleneck channel has unit RMS on them; then one learning rate suits all
+            layers, kinds and ranks. Without them the frames are as the kernels give them.
+    """
     layers, _ = adaptable_layers(folded)
-    return {
+    frames = {
         name: make_frame(
-            layer.weight.detach().numpy(),  # type: ignore[operator,union-attr]
+            layer.get_parameter("weight").detach().numpy(),
             kind,
             rank,
             groups=int(layer.groups),  # type: ignore[arg-type]
@@ -179,6 +219,46 @@ def make_frames(folded: nn.Module, kind: FrameKind, rank: int) -> dict[str, Fram
         )
         for name, layer in layers.items()
     }
+    return frames if windows is None else _calibrated(folded, frames, windows)
+
+
+def _calibrated(
+    folded: nn.Module, frames: Mapping[str, Frame], windows: torch.Tensor
+) -> dict[str, Frame]:
+    """Scale each direction to a bottleneck channel of unit RMS on ``windows``."""
+    outputs = {name: folded.get_submodule(name).get_parameter("weight").shape[0] for name in frames}
+    shapes = {name + CORE_SUFFIX: (outputs[name], f.rank) for name, f in frames.items()}
+    zero = CoreState.zero(Layout.of(shapes))
+    attached = attach(folded, frames, zero, dtype=torch.float32)
+    squares = {name: _Square() for name in frames}
+    for name, square in squares.items():
+        attached.module.get_submodule(name).register_forward_hook(square)
+    with torch.inference_mode(), single_thread():
+        for start in range(0, len(windows), CALIBRATION_BATCH):
+            attached.module(windows[start : start + CALIBRATION_BATCH])
+    return {name: frame.scaled(squares[name].factors(frame)) for name, frame in frames.items()}
+
+
+class _Square:
+    """A forward hook that accumulates the mean square of a core layer's bottleneck, in float64."""
+
+    def __init__(self) -> None:
+        self.total = np.zeros(())
+        self.count = 0
+
+    def __call__(self, layer: CoreLayer, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        z = layer.bottleneck(inputs[0], layer.rows(inputs[0])).double()
+        self.total = self.total + z.square().sum(dim=(0, 3)).numpy()
+        self.count += z.shape[0] * z.shape[3]
+
+    def factors(self, frame: Frame) -> NDArray[np.float64]:
+        """Return 1/RMS by direction; directions that hardly respond are not blown up."""
+        mean: NDArray[np.float64] = self.total / max(self.count, 1)
+        if frame.kind == "tt":
+            mean = mean.mean(axis=0)
+        rms = np.sqrt(mean)
+        largest = float(rms.max(initial=0.0))
+        return 1.0 / np.maximum(rms, QUIET_DIRECTION * largest) if largest else np.ones_like(rms)
 
 
 @contextmanager

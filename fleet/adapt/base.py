@@ -16,7 +16,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
@@ -99,7 +98,7 @@ def load_base(path: Path) -> Base:
 
     Raises:
         StorageError: ``bundle-missing``, ``bundle-damaged`` or ``base-damaged``.
-        MismatchError: ``not-a-base``.
+        MismatchError: ``bundle-format`` when the file is whole but no base.
     """
     tensors, record = read_bundle(path, FORMAT)
     try:
@@ -114,7 +113,7 @@ def load_base(path: Path) -> Base:
             ),
             MappingProxyType(frames),
         )
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ValidationError) as error:
         raise StorageError(
             "base-damaged", f"{path} is no whole base: {error}", "Copy or train it again."
         ) from error
@@ -143,7 +142,7 @@ def read_bundle(path: Path, wanted: str) -> tuple[dict[str, NDArray[Any]], dict[
         wanted: The record's ``format``, e.g. ``corefleet.base.1``.
 
     Raises:
-        StorageError: ``bundle-missing`` or ``bundle-damaged``.
+        StorageError: ``bundle-missing``, ``bundle-unreadable`` or ``bundle-damaged``.
         MismatchError: ``bundle-format`` when the file is whole but something else.
     """
     try:
@@ -157,6 +156,8 @@ def read_bundle(path: Path, wanted: str) -> tuple[dict[str, NDArray[Any]], dict[
         (length,) = struct.unpack_from("<Q", content)
         header = json.loads(content[8 : 8 + length])
         record = json.loads(header.get("__metadata__", {}).get("corefleet", "{}"))
+        if not isinstance(record, dict):
+            raise ValueError("its record is no JSON object")
     except (SafetensorError, struct.error, ValueError) as error:
         raise StorageError(
             "bundle-damaged",

@@ -83,7 +83,7 @@ def _convolution_before(model: nn.Module) -> dict[str, str]:
             model.get_submodule(str(node.target)), BatchNorm
         ):
             continue
-        source = node.args[0]
+        source = node.args[0] if node.args else node.kwargs.get("input")
         if (
             isinstance(source, fx.Node)
             and source.op == "call_module"
@@ -98,13 +98,14 @@ def _convolution_before(model: nn.Module) -> dict[str, str]:
 def _affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the evaluation-mode ``(scale, shift)`` of a batch norm in float64."""
     assert isinstance(norm, BatchNorm)
-    if norm.running_mean is None or norm.running_var is None:
+    if not norm.track_running_stats:
         raise ModelError(
             "norm-without-statistics", "a batch norm without running statistics cannot be frozen"
         )
-    mean, variance = norm.running_mean.double(), norm.running_var.double()
-    weight = torch.ones_like(mean) if norm.weight is None else norm.weight.detach().double()
-    bias = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach().double()
+    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    mean, variance = mean.double(), variance.double()
+    weight = norm.weight.detach().double() if norm.affine else torch.ones_like(mean)
+    bias = norm.bias.detach().double() if norm.affine else torch.zeros_like(mean)
     scale = weight / torch.sqrt(variance + norm.eps)
     return scale, bias - mean * scale
 

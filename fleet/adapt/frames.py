@@ -29,7 +29,15 @@ from numpy.typing import NDArray
 from fleet.adapt.digest import digest_arrays
 from fleet.errors import FrameError
 
-__all__ = ["FRAME_KINDS", "Frame", "FrameKind", "largest_rank", "make_frame", "tt_svd"]
+__all__ = [
+    "FRAME_KINDS",
+    "Frame",
+    "FrameKind",
+    "check_rank",
+    "largest_rank",
+    "make_frame",
+    "tt_svd",
+]
 
 FrameKind = Literal["svd", "tt"]
 FRAME_KINDS: tuple[FrameKind, ...] = get_args(FrameKind)
@@ -47,8 +55,8 @@ class Frame:
         kind: ``svd`` or ``tt``.
         rank: r, the number of columns of the layer's core.
         groups: Groups of the convolution; 1 for a linear layer.
-        array: float32. ``svd``: M ``(groups, r, O/groups)`` with orthonormal rows;
-            ``tt``: S ``(r, I/groups, *k)``, shared by all groups.
+        array: float32. ``svd``: M ``(groups, r, O/groups)`` with orthogonal rows, orthonormal
+            until they are scaled; ``tt``: S ``(r, I/groups, *k)``, shared by all groups.
     """
 
     kind: FrameKind
@@ -81,6 +89,18 @@ class Frame:
             total = total + mixing[:, :, output][lift] * grouped[:, None, output]
         return total
 
+    def scaled(self, factors: NDArray[np.float64]) -> Frame:
+        """Return the frame with each direction multiplied by a factor.
+
+        The space that cores can reach stays the same; only step sizes change.
+
+        Args:
+            factors: float64 ``(groups, r)`` for ``svd``, ``(r,)`` for ``tt``.
+        """
+        lead = 2 if self.kind == "svd" else 1
+        lift = factors.reshape(factors.shape + (1,) * (self.array.ndim - lead))
+        return replace(self, array=(self.array.astype(np.float64) * lift).astype(np.float32))
+
     def truncated(self, rank: int) -> Frame:
         """Return the first ``rank`` directions of an ``svd`` frame (they are nested).
 
@@ -108,7 +128,8 @@ def make_frame(
     """Make the frame of one kernel.
 
     Args:
-        kernel: Dense kernel ``(O, I/groups, *k)`` of a convolution, or ``(O, I)`` of a linear layer.
+        kernel: Dense kernel ``(O, I/groups, *k)`` of a convolution, or ``(O, I)`` of a linear
+            layer.
         kind: ``svd`` (one frame per group) or ``tt`` (one over all outputs).
         rank: Columns of the core.
         groups: Groups of the convolution.
@@ -120,14 +141,7 @@ def make_frame(
     """
     if not np.isfinite(kernel).all():
         raise FrameError("kernel-not-finite", f"{layer}: the kernel holds NaN or infinity")
-    most = largest_rank(kernel.shape, kind, groups)
-    if not 1 <= rank <= most:
-        raise FrameError(
-            "rank-too-large",
-            f"{layer}: rank {rank} is not possible; a kernel {tuple(kernel.shape)} with "
-            f"{groups} group(s) has a {kind} frame of rank 1 to {most}",
-            f"Choose --rank {most} or less.",
-        )
+    check_rank(kernel.shape, kind, rank, groups=groups, layer=layer)
     exact = kernel.astype(np.float64)
     if kind == "tt":
         suffix = _contract(tt_svd(exact, rank, layer=layer)[1:])
@@ -138,9 +152,27 @@ def make_frame(
 
 
 def largest_rank(shape: Sequence[int], kind: FrameKind, groups: int = 1) -> int:
-    """Return the largest rank of a frame: ``min(O/g, I/g·Πk)`` for svd, ``min(O, I/g·Πk)`` for tt."""
+    """Return the largest rank: ``min(O/g, I/g·Πk)`` for svd, ``min(O, I/g·Πk)`` for tt."""
     outputs, inputs = shape[0], int(np.prod(shape[1:], dtype=np.int64))
     return min(outputs // groups if kind == "svd" else outputs, inputs)
+
+
+def check_rank(
+    shape: Sequence[int], kind: FrameKind, rank: int, *, groups: int = 1, layer: str = "layer"
+) -> None:
+    """Refuse a rank that no frame of a kernel of this shape can have.
+
+    Raises:
+        FrameError: ``rank-too-large``.
+    """
+    most = largest_rank(shape, kind, groups)
+    if not 1 <= rank <= most:
+        raise FrameError(
+            "rank-too-large",
+            f"{layer}: rank {rank} is not possible; a kernel {tuple(shape)} with "
+            f"{groups} group(s) has a {kind} frame of rank 1 to {most}",
+            f"Choose --rank {most} or less.",
+        )
 
 
 def tt_svd(

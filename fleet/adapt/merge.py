@@ -62,9 +62,7 @@ def merge(
     return merged
 
 
-def merge_kernel(
-    kernel: NDArray[Any], frame: Frame, core: NDArray[Any]
-) -> NDArray[Any]:
+def merge_kernel(kernel: NDArray[Any], frame: Frame, core: NDArray[Any]) -> NDArray[Any]:
     """Return ``K0 + C·S`` for one layer.
 
     Args:

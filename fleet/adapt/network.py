@@ -1,4 +1,4 @@
-"""From a base to its network: the raw module, the folded one, and the parameters that a merge moves."""
+"""From a base to its network: raw, folded, and the parameters that a merge moves."""
 
 from __future__ import annotations
 
@@ -48,11 +48,21 @@ def parameters_of(network: nn.Module) -> dict[str, NDArray[Any]]:
 
 
 def with_parameters(network: nn.Module, parameters: Mapping[str, NDArray[Any]]) -> nn.Module:
-    """Load arrays into a network's parameters, in place, and return it."""
+    """Load arrays into a network's parameters, in place, and return it.
+
+    Raises:
+        MismatchError: ``parameter-names`` or ``parameter-shape``.
+    """
     own = dict(network.named_parameters())
     if own.keys() != parameters.keys():
         missing = sorted(own.keys() ^ parameters.keys())
         raise MismatchError("parameter-names", f"parameters differ in {', '.join(missing[:5])}")
+    for name, array in parameters.items():
+        if tuple(own[name].shape) != array.shape:  # copy_ would broadcast it without a word
+            raise MismatchError(
+                "parameter-shape",
+                f"{name} is {tuple(own[name].shape)} in this network, not {array.shape}",
+            )
     with torch.no_grad():
         for name, array in parameters.items():
             own[name].copy_(torch.from_numpy(np.array(array)))

@@ -119,7 +119,9 @@ class CoreState:
     def norm(self) -> float:
         """Euclidean norm over all entries, accumulated in float64."""
         return float(
-            np.sqrt(sum(float(np.sum(np.square(a, dtype=np.float64))) for a in self.arrays.values()))
+            np.sqrt(
+                sum(float(np.sum(np.square(a, dtype=np.float64))) for a in self.arrays.values())
+            )
         )
 
     @property

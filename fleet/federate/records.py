@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,11 +13,13 @@ from fleet.adapt.digest import digest_json
 __all__ = ["WIRE_FORMAT", "DeviceStatus", "Plan", "UpdateHeader"]
 
 WIRE_FORMAT = 1
+LARGEST_COUNT = 2**63 - 1
 Digest = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A number that is none has no JSON, so a record that held one could not be kept.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Plan(_Record):
@@ -57,10 +61,16 @@ class Plan(_Record):
     weight_cap: int = Field(ge=1, le=4096)
     deadline_s: float = Field(gt=0)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Sixteen hexadecimal digits over all fields; the same plan has the same id."""
         return digest_json(self.model_dump(mode="json"))[:16]
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Plan:
+        """Return a copy with other values; its id is its own, not the one cached here."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("id", None)
+        return copied
 
 
 class UpdateHeader(_Record):
@@ -84,8 +94,8 @@ class UpdateHeader(_Record):
     base: str = Digest
     frame: str = Digest
     layout: str = Digest
-    examples: int
-    steps: int = Field(ge=0)
+    examples: int = Field(ge=-LARGEST_COUNT, le=LARGEST_COUNT)  # plausible or not: admission
+    steps: int = Field(ge=0, le=LARGEST_COUNT)
     loss: float
 
 

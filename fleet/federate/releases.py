@@ -1,6 +1,7 @@
 """Releases: numbered, chained, cumulative core states over one immutable base.
 
-A release is the base's digest plus the sum of all that the fleet has learned since, so a device that
+A release is the base's digest plus the sum of all that the fleet has learned since, so a device
+that
 was away for a month needs one core-sized message whatever it missed, and going back is choosing
 another release: state is recomputed from the base, never subtracted.
 
@@ -87,11 +88,20 @@ def next_release(
         provenance: How it came about.
         number: Number of the new release; by default the parent's plus one. After a rollback it is
             higher, since numbers are never used twice.
+
+    Raises:
+        MismatchError: ``release-number`` when the number is not above the parent's.
     """
+    number = number or parent.number + 1
+    if number <= parent.number:
+        raise MismatchError(
+            "release-number",
+            f"release numbers ascend: {number} cannot follow {parent.number}",
+        )
     moved = parent.state.flat().astype(np.float64) + dequantise(mean)
     state = CoreState.from_flat(parent.state.layout, moved.astype(np.float32))
     return Release(
-        number or parent.number + 1,
+        number,
         parent.base,
         parent.frame,
         parent.digest,
@@ -112,15 +122,21 @@ def follow(base: Base, layout: Layout, message: Payload) -> CoreState:
     """Return the core state that a device serves after a catch-up message.
 
     Raises:
-        MismatchError: ``wrong-base`` or ``wrong-frame`` when the message is for another fleet.
+        MismatchError: ``wrong-base``, ``wrong-frame`` or ``wrong-layout`` when the message is for
+            another fleet or method.
     """
-    for name, own in (("base", base.digest), ("frame", base.frame_digest)):
+    own_digests = (
+        ("base", base.digest),
+        ("frame", base.frame_digest),
+        ("layout", layout.digest),
+    )
+    for name, own in own_digests:
         if message.config.get(name) != own:
             raise MismatchError(
                 f"wrong-{name}",
                 f"the message is for {name} {str(message.config.get(name))[:12]}…, "
                 f"this device holds {own[:12]}…",
-                "Install the base that the fleet uses.",
+                "Install the base that the fleet uses, and train by its method.",
             )
     return decode_state(message, layout)
 

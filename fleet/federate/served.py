@@ -1,4 +1,4 @@
-"""The merged model on disk: dense folded weights in one safetensors file, loadable without a base."""
+"""The merged model on disk: dense folded weights in one file, loadable without a base."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def decode_update_header(config: Mapping[str, Any]) -> UpdateHeader:
 
 def encode_state(state: CoreState, config: Mapping[str, Scalar]) -> Payload:
     """Pack a core state with its layout's digest and more identity."""
-    identity = {"format": WIRE_FORMAT, "layout": state.layout.digest}
+    identity: dict[str, Scalar] = {"format": WIRE_FORMAT, "layout": state.layout.digest}
     return Payload(_pack(state), {**config, **identity})
 
 

@@ -120,7 +120,9 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise DataError("json-invalid", f"{path} cannot be read: {error}", FORMAT_HINT) from error
     if not isinstance(content, dict):
         raise DataError(
-            "json-invalid", f"{path} must hold an object, not a {type(content).__name__}"
+            "json-invalid",
+            f"{path} must hold an object, not a {type(content).__name__}",
+            FORMAT_HINT,
         )
     return content
 

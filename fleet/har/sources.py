@@ -116,7 +116,7 @@ def find(name_or_path: str) -> DataSet:
     if name_or_path == SYNTHETIC:
         return synthetic.make()
     path = Path(name_or_path)
-    if path.suffix in (".npz", ".json") or path.with_name(f"{path.name}.npz").is_file():
+    if path.suffix in (".npz", ".json") or Path(f"{path}.npz").is_file():
         return read(path)
     if path.is_file():
         raise DataError(

@@ -59,10 +59,10 @@ class Activity:
 
 
 ACTIVITIES = (
-    Activity("walking", 1.85, -2, (2.4, 1.0, 2.0), (0.55, 0.35, 0.40), 0.45),
+    Activity("walking", 1.80, -2, (2.4, 1.0, 2.0), (0.55, 0.35, 0.40), 0.45),
     Activity("running", 2.65, -7, (8.5, 2.6, 3.4), (1.10, 0.90, 0.80), 0.50),
-    Activity("stairs_up", 1.65, -9, (2.0, 1.5, 1.1), (0.35, 0.70, 0.45), 0.40),
-    Activity("stairs_down", 1.90, 1, (3.2, 1.3, 1.2), (0.60, 0.45, 0.65), 0.65),
+    Activity("stairs_up", 1.72, -9, (2.0, 1.5, 1.1), (0.35, 0.70, 0.45), 0.40),
+    Activity("stairs_down", 1.84, 1, (3.2, 1.3, 1.2), (0.60, 0.45, 0.65), 0.65),
     Activity("sitting", 0.0, 27),
     Activity("standing", 0.0, 0),
     Activity("lying", 0.0, 82),
@@ -94,14 +94,7 @@ def make(
     >>> make(people=2, windows_per_activity=4).x.shape
     (56, 6, 128)
     """
-    if not 1 <= people <= MAX_PEOPLE:
-        raise InputError("bad-synthetic", f"people must be 1 to {MAX_PEOPLE}, not {people}")
-    if not 1 <= recordings <= windows_per_activity <= 10_000:
-        raise InputError(
-            "bad-synthetic",
-            "need 1 <= recordings <= windows_per_activity <= 10000,"
-            f" not {recordings} and {windows_per_activity}",
-        )
+    _check_sizes(people, windows_per_activity, recordings)
     sizes = [len(part) for part in np.array_split(np.arange(windows_per_activity), recordings)]
     pieces = []
     for person in range(1, people + 1):
@@ -116,6 +109,17 @@ def make(
             ]
     labels = [activity.name for activity in ACTIVITIES]
     return assemble("synthetic", labels, INERTIAL, pieces, _info(seed))
+
+
+def _check_sizes(people: int, windows_per_activity: int, recordings: int) -> None:
+    if not 1 <= people <= MAX_PEOPLE:
+        raise InputError("bad-synthetic", f"people must be 1 to {MAX_PEOPLE}, not {people}")
+    if not 1 <= recordings <= windows_per_activity <= 10_000:
+        raise InputError(
+            "bad-synthetic",
+            "need 1 <= recordings <= windows_per_activity <= 10000,"
+            f" not {recordings} and {windows_per_activity}",
+        )
 
 
 def _info(seed: int) -> dict[str, object]:

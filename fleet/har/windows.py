@@ -60,9 +60,10 @@ def decimate(samples: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
     if factor < 1:
         raise InputError("bad-rate", f"the factor must be at least 1, not {factor}")
     if factor == 1 or len(samples) == 0:
-        return samples[::factor].copy()
+        return np.array(samples[::factor], dtype=np.float64)
     half = 10 * factor
     taps = np.sinc(np.arange(-half, half + 1) / factor) * np.hamming(2 * half + 1)
     taps /= taps.sum()
     filtered = [np.convolve(channel, taps)[half : half + len(channel)] for channel in samples.T]
-    return np.stack(filtered, axis=1)[::factor]
+    slower: NDArray[np.float64] = np.stack(filtered, axis=1)[::factor]
+    return slower

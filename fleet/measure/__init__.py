@@ -1,0 +1,1 @@
+"""Scores and costs, measured rather than estimated."""

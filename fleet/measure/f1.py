@@ -1,8 +1,8 @@
 """Macro-F1 from confusion counts.
 
 Pooled macro-F1 is taken from one confusion matrix over all test windows of all devices; it equals
-scikit-learn's ``f1_score(average="macro", labels=all known)``. A device's own macro-F1 leaves out the
-classes that its test windows do not hold.
+scikit-learn's ``f1_score(average="macro", labels=all known)``. A device's own macro-F1 leaves out
+the classes that its test windows do not hold.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class FleetScore:
 
 
 def score_fleet(counts: Sequence[NDArray[np.int64]]) -> FleetScore:
-    """Score a fleet from the confusion counts of its devices; devices without tests do not count."""
+    """Score a fleet from its devices' confusion counts; devices without tests do not count."""
     tested = [c for c in counts if c.sum() > 0]
     if not tested:
         return FleetScore(float("nan"), float("nan"), float("nan"))
@@ -68,4 +68,7 @@ def score_fleet(counts: Sequence[NDArray[np.int64]]) -> FleetScore:
 def _f1(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     hits = np.diag(counts).astype(np.float64)
     denominator = counts.sum(axis=0) + counts.sum(axis=1)
-    return np.divide(2 * hits, denominator, out=np.zeros_like(hits), where=denominator > 0)
+    f1: NDArray[np.float64] = np.divide(
+        2 * hits, denominator, out=np.zeros_like(hits), where=denominator > 0
+    )
+    return f1

@@ -6,6 +6,8 @@ each block's input. 560,915 parameters at 97 channels and 17 classes.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -60,9 +62,7 @@ class TResNet(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         widths = (config.channels, *WIDTHS)
-        self.blocks = nn.Sequential(
-            *(ResidualBlock(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        )
+        self.blocks = nn.Sequential(*(ResidualBlock(a, b) for a, b in pairwise(widths)))
         self.head = nn.Linear(WIDTHS[-1], config.classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

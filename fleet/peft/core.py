@@ -27,6 +27,6 @@ core = Method(
     summary="one (out, rank) core per convolution; head, biases and kernels frozen",
     layout=_layout,
     optimiser="sgd",
-    rates=(0.03, 0.1, 0.3),
+    rates=(0.01, 0.03, 0.1, 0.3, 1.0),
     default_rate=0.1,
 )

@@ -22,6 +22,6 @@ full = Method(
     summary="all weights of the folded network",
     layout=_layout,
     optimiser="sgd",
-    rates=(0.01, 0.03, 0.1),
-    default_rate=0.03,
+    rates=(0.001, 0.003, 0.01, 0.03, 0.1),
+    default_rate=0.01,
 )

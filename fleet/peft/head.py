@@ -23,6 +23,6 @@ head = Method(
     summary="the last linear layer; features frozen",
     layout=_layout,
     optimiser="sgd",
-    rates=(0.03, 0.1, 0.3),
+    rates=(0.01, 0.03, 0.1, 0.3, 1.0),
     default_rate=0.1,
 )

@@ -27,8 +27,8 @@ class Method:
         summary: One line for people.
         layout: From the folded network and its frames to the layout of what is trained.
         optimiser: Optimiser of local training.
-        rates: Learning rates that a sweep tries, ascending.
-        default_rate: Rate used without a sweep.
+        rates: Ladder of learning rates that a rehearsal climbs, ascending.
+        default_rate: Where it starts, and the rate where nothing can be rehearsed.
     """
 
     name: str

@@ -1,0 +1,1 @@
+"""How people and scripts steer the server."""

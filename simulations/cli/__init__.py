@@ -1,0 +1,1 @@
+"""The simulation's groups of the `fleet` command, one file per noun."""

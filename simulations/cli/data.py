@@ -45,7 +45,7 @@ def list_(format: FormatOption = Format.table) -> None:
         "default": sources.default_name(),
         "data_sets": [{**asdict(one), "path": one.path and str(one.path)} for one in found],
     }
-    emit(data, format, lambda console: _draw_list(console, found, data["default"]))
+    emit(data, format, lambda console: _draw_list(console, found, data))
 
 
 @app.command(
@@ -106,22 +106,14 @@ def convert(
             f"there is no converter {name!r}",
             f"Known: {', '.join(CONVERTERS)}",
         )
-    npz = out if out.suffix == ".npz" else out.with_name(f"{out.name}.npz")
-    beside = npz.with_suffix(".json")
-    there = [str(file) for file in (npz, beside) if file.exists()]
-    if there and not force:
-        raise InputError(
-            "already-there",
-            f"{' and '.join(there)} would be replaced",
-            "Choose another --out, or add --force.",
-        )
+    npz = _target(out, name, force)
     with progress_console().status(f"Reading {path}") as status:
         dataset = CONVERTERS[name](path)
         status.update(f"Writing {npz}")
         canonical.write(dataset, npz)
     data = {
         "name": dataset.name,
-        "written": [str(npz), str(beside)],
+        "written": [str(npz), str(npz.with_suffix(".json"))],
         "bytes": npz.stat().st_size,
         "windows": len(dataset.x),
         "subjects": len(dataset.subjects),
@@ -130,19 +122,37 @@ def convert(
     emit(data, format, lambda console: _draw_written(console, data))
 
 
-def _draw_list(console: Console, found: list[Source], default: object) -> None:
+def _target(out: Path, name: str, force: bool) -> Path:
+    """Return the ``.npz`` to write, unless that would replace a file unasked."""
+    if out.is_dir():
+        raise InputError(
+            "out-is-folder", f"--out {out} is a folder", f"Name a file: {out / name}.npz"
+        )
+    npz = out if out.suffix == ".npz" else out.with_name(f"{out.name}.npz")
+    there = [str(file) for file in (npz, npz.with_suffix(".json")) if file.exists()]
+    if there and not force:
+        raise InputError(
+            "already-there",
+            f"{' and '.join(there)} would be replaced",
+            "Choose another --out, or add --force.",
+        )
+    return npz
+
+
+def _draw_list(console: Console, found: list[Source], data: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Column, Table
 
     name = Column("name", no_wrap=True)
-    where = Column("where", overflow="fold")
-    table = Table(name, "people", "windows", "channels", "Hz", "classes", where)
+    table = Table(name, "people", "windows", "channels", "Hz", "classes", "note")
     for one in found:
         numbers = (one.subjects, one.windows, one.channels, f"{one.rate_hz:g}", one.classes)
         cells = ["-"] * 5 if one.problem else [str(number) for number in numbers]
-        table.add_row(escape(one.name), *cells, escape(one.problem or str(one.path or "built in")))
+        note = one.problem or ("" if one.path else "built in")
+        table.add_row(escape(one.name), *cells, escape(note))
     console.print(table)
-    console.print(f"Default: {default}")
+    folders = dict.fromkeys(str(one.path.parent) for one in found if one.path)
+    console.print(f"Default: {data['default']}. Files in: {escape(', '.join(folders) or 'none')}")
 
 
 def _draw_data_set(console: Console, dataset: DataSet, summary: Summary) -> None:

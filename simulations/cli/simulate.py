@@ -72,8 +72,8 @@ def simulate(
     """Let a fleet of people learn from their own sensor data.
 
     Half of the people train a base model. The others are the fleet: each device adapts the base on
-    its own windows and sends only what the method trains; the server averages, and the merged model is
-    judged on each device's later windows.
+    its own windows and sends only what the method trains; the server averages, and the merged
+    model is judged on each device's later windows.
     """
     from simulations.simulate import open_run
     from simulations.simulate import simulate as run_simulation
@@ -149,7 +149,9 @@ def _display(form: Format) -> Any:
 
 
 def _table(console: Console, report: dict[str, Any]) -> None:
-    table = Table(title=f"{report['devices']} devices · {report['rounds']} rounds · {report['data']}")
+    table = Table(
+        title=f"{report['devices']} devices · {report['rounds']} rounds · {report['data']}"
+    )
     table.add_column("method")
     for name in ("macro-F1", "devices", "worst 10 %", "trained", "bytes up", "bytes down", "s"):
         table.add_column(name, justify="right")
@@ -169,4 +171,3 @@ def _table(console: Console, report: dict[str, Any]) -> None:
         console.print(f"release {release['number']} · {release['digest']}")
     console.print(f"report  {report['folder']}/report.md", soft_wrap=True)
     console.print(f"next    fleet release list {report['folder']}/core", soft_wrap=True)
-

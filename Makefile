@@ -1,0 +1,50 @@
+# Every target sets up what it needs; `make` alone lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PACKAGES := fleet clients server simulations
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-faults check format bench clean
+
+help: ## List the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## Create the virtual environment and install everything into it.
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than 3.11, which Flower needs: make install PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -e '.[sim,server,bench,dev]'
+	@touch $@
+
+run: $(STAMP) ## The main job: a fleet adapts a base model; HAPT where it is found, else synthetic.
+	@$(BIN)/fleet simulate
+
+test: $(STAMP) ## The whole default test suite.
+	@$(BIN)/python -m pytest -q
+
+test-faults: $(STAMP) ## The slow tests that inject many failures.
+	@$(BIN)/python -m pytest -q -m faults
+
+check: $(STAMP) ## Format, lint, types and the fast tests.
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q -m 'not e2e and not bench and not faults'
+
+format: $(STAMP) ## Rewrite the code in the project's format.
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## The benchmarks: both sides in one run, medians and spread.
+	@$(BIN)/fleet bench aggregate
+	@$(BIN)/fleet bench wire
+	@$(BIN)/fleet bench protocol
+
+clean: ## Remove the virtual environment and caches; runs/ stays.
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

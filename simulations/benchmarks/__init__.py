@@ -1,0 +1,1 @@
+"""One file per benchmark; `fleet bench NAME` runs it."""

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from clients import bridge
+from fleet.adapt.base import Base
+from fleet.adapt.network import folded_network
+from fleet.adapt.state import CoreState
+from fleet.federate.records import DeviceStatus
+from fleet.federate.releases import catch_up, first_release
+from fleet.federate.wire import Payload, decode_update_header, encode_plan
+from fleet.har.population import Population
+from fleet.peft.core import core
+from server.app import task_of
+from server.flower import become_task
+from server.rounds import content_of
+from simulations.local import _plan
+from tests.simulations.tiny_fleet import RATE, MakeConfig
+
+
+def ask(kind: str, content: RecordDict, config: Any, partition: int = 0) -> Message:
+    become_task()
+    message = Message(content, 7, kind, ttl=60, group_id="1")
+    context = Context(1, 7, {"partition-id": partition}, RecordDict(), config.for_flower())
+    return bridge.app(message, context)
+
+
+@pytest.fixture
+def zero(tiny_base: Base) -> CoreState:
+    return CoreState.zero(core.layout(folded_network(tiny_base), tiny_base.frames))
+
+
+def config_of(reply: Message) -> dict[str, Any]:
+    return dict(reply.content.config_records["config"])
+
+
+def test_a_plan_is_answered_with_one_packed_array_and_a_header(
+    make_config: MakeConfig, tiny_base: Base, zero: CoreState, tiny_people: Population
+) -> None:
+    plan = _plan(tiny_base, task_of(make_config(), tiny_base, core, RATE), zero, 1)
+    reply = ask("train", content_of(encode_plan(plan, zero)), make_config(), 2)
+    assert set(reply.content) == {"arrays", "config"}
+    (packed,) = reply.content.array_records["arrays"].values()
+    assert (packed.dtype, packed.shape) == ("float32", (zero.layout.size,))
+    header = decode_update_header(config_of(reply))
+    assert (header.plan, header.device) == (plan.id, tiny_people.devices[2])
+
+
+def test_a_plan_of_another_base_is_declined_with_its_code(
+    make_config: MakeConfig, tiny_base: Base, zero: CoreState
+) -> None:
+    plan = _plan(tiny_base, task_of(make_config(), tiny_base, core, RATE), zero, 1)
+    other = plan.model_copy(update={"base": "0" * 64})
+    reply = ask("train", content_of(encode_plan(other, zero)), make_config())
+    config = config_of(reply)
+    assert config["declined"] == "wrong-base"
+    assert "this device has" in config["detail"]
+    assert set(reply.content) == {"config"}
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_message_without_a_config_is_declined_as_malformed(
+    make_config: MakeConfig, kind: str
+) -> None:
+    assert config_of(ask(kind, RecordDict(), make_config()))["declined"] == "malformed"
+
+
+def test_a_plan_in_another_wire_format_tells_which_side_to_upgrade(
+    make_config: MakeConfig,
+) -> None:
+    content = content_of(Payload(np.zeros(1, np.float32), {"format": 99, "plan": ""}))
+    config = config_of(ask("train", content, make_config()))
+    assert config["declined"] == "wire-format"
+    assert "speaks wire format 1" in config["detail"]
+
+
+def test_an_evaluation_is_answered_with_counts_only(
+    make_config: MakeConfig, tiny_base: Base, zero: CoreState
+) -> None:
+    payload = catch_up(first_release(tiny_base, "core", zero.layout))
+    content = content_of(Payload(payload.array, {**payload.config, "method": "core"}))
+    reply = ask("evaluate", content, make_config())
+    metrics = reply.content.metric_records["metrics"]
+    assert set(metrics) == {"num-examples", "confusion"}
+    assert sum(metrics["confusion"]) == metrics["num-examples"] > 0  # type: ignore[arg-type]
+
+
+def test_the_status_names_the_person_of_the_partition(
+    make_config: MakeConfig, tiny_people: Population
+) -> None:
+    for partition, name in enumerate(tiny_people.devices):
+        reply = ask("query.status", RecordDict(), make_config(), partition)
+        status = DeviceStatus.model_validate(config_of(reply))
+        assert status.device == name
+        assert status.usable
+
+
+def test_a_node_beyond_the_fleet_declines_its_status(make_config: MakeConfig) -> None:
+    config = config_of(ask("query.status", RecordDict(), make_config(), 3))
+    assert config["declined"] == "no-such-person"
+
+
+def test_lists_in_a_config_are_left_out_of_what_a_learner_sees() -> None:
+    content = RecordDict({"config": ConfigRecord({"a": 1, "b": [1, 2]})})
+    assert dict(bridge._payload(content).config) == {"a": 1}
+
+
+def test_importing_the_bridge_imports_no_torch() -> None:
+    code = "import sys, clients.bridge; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
