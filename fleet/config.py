@@ -51,6 +51,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
+        allow_inf_nan=False,
         populate_by_name=True,
         alias_generator=lambda name: name.replace("_", "-"),
     )
@@ -75,7 +76,7 @@ class RunConfig(BaseModel):
     cohort: int = Field(0, ge=0)
     quorum: int = Field(0, ge=0)
     deadline_s: float = Field(600.0, gt=0)
-    wait_s: float = Field(120.0, ge=0)
+    wait_s: float = Field(120.0, gt=0)
     weight_cap: int = Field(4096, ge=1, le=4096)
     evaluate_every: int = Field(1, ge=1)
     out: str = "runs/flwr"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,9 +24,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     power cut ``path`` holds either the old content or the new, whole.
 
     Raises:
-        StorageError: ``disk-full``, ``read-only`` or ``write-failed``; ``path`` is untouched.
+        StorageError: ``disk-full``, ``read-only`` or ``write-failed``; ``path`` is whole, and
+            untouched unless only the last flush of its folder failed.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -75,7 +77,7 @@ def _storage_error(path: Path, error: OSError) -> StorageError:
         return StorageError(
             "disk-full",
             f"no space left on the disk of {path}; the file was not written",
-            "Free some space and run the same command with --resume; nothing else is lost.",
+            "Free some space and run the command again (a simulation: with --resume).",
         )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return StorageError(

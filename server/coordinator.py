@@ -295,7 +295,9 @@ def _select(state: State, devices: tuple[str, ...]) -> tuple[str, ...]:
     cohort = state.rules.cohort
     if cohort == 0 or cohort >= len(devices):
         return devices
-    rng = generator(state.rules.seed, state.round, "server", "cohort")
+    # A round that is tried again draws other devices: one bad draw must not end the run.
+    purpose = f"cohort/{state.abandoned}" if state.abandoned else "cohort"
+    rng = generator(state.rules.seed, state.round, "server", purpose)
     return tuple(devices[i] for i in sorted(rng.choice(len(devices), cohort, replace=False)))
 
 

@@ -32,12 +32,16 @@ OnEpoch = Callable[[int, float], None]
 
 
 def check_feasible(config: RunConfig, population: Population) -> None:
-    """Refuse a model or rank that cannot be, before anything is trained or written.
+    """Refuse a base, model or rank that cannot be, before anything is trained or written.
 
     Raises:
+        StorageError: When the base that is named is not there or not whole.
+        MismatchError: ``base-data``.
         ModelError: ``unknown-model``.
         FrameError: ``rank-too-large``.
     """
+    if config.base:
+        _check_fits(load_base(Path(config.base)), population, config.base)
     network = fold(build(_model_of(config, population)))
     for name, layer in adaptable_layers(network)[0].items():
         check_rank(

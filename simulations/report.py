@@ -37,6 +37,7 @@ def write_report(
         "methods": {
             name: {k: v for k, v in s.items() if k != "before"} for name, s in summaries.items()
         },
+        "leading": leading,
         "release": summaries[leading]["release"] if leading else None,
         "base": {"digest": base.digest, "trained_on": base.record.trained_on},
         "config": record["config"],

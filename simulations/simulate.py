@@ -26,7 +26,7 @@ from clients import bridge
 from clients.agent.simulated import learner_of
 from fleet.adapt.base import Base, load_base, save_base
 from fleet.config import RunConfig
-from fleet.errors import InputError
+from fleet.errors import InputError, StorageError
 from fleet.federate.served import save_merged
 from fleet.files import write_json
 from fleet.har.population import Population, population_of
@@ -111,7 +111,14 @@ def open_run(run: Run, *, resume: bool) -> Run:
             f"Go on with it: fleet simulate --out {run.folder} --resume; or choose another --out.",
         )
     kept = read_json(path)
-    return Run(RunConfig.parse(kept["config"]), tuple(kept["methods"]), dict(kept["rates"]))
+    try:
+        # The folder may have been moved since.
+        config = RunConfig.parse(kept["config"] | {"out": str(run.folder)})
+        return Run(config, tuple(kept["methods"]), dict(kept["rates"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise StorageError(
+            "run-damaged", f"{path} is no whole record of a run ({error})", "Start a new run."
+        ) from error
 
 
 def simulate(run: Run, progress: Progress) -> dict[str, Any]:
@@ -263,10 +270,13 @@ def _alone(
     }
 
 
-def _scores(results: Mapping[str, NDArray[np.int64]]) -> dict[str, float]:
+def _scores(results: Mapping[str, NDArray[np.int64]]) -> dict[str, float | None]:
     score = score_fleet(list(results.values()))
     values = (score.pooled, score.devices_mean, score.worst_decile)
-    return {name: round(value, 6) for name, value in zip(SCORES, values, strict=True)}
+    return {
+        name: None if np.isnan(value) else round(value, 6)
+        for name, value in zip(SCORES, values, strict=True)
+    }
 
 
 def _about(population: Population) -> str:

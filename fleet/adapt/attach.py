@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,11 @@ from fleet.errors import MismatchError
 CALIBRATION_BATCH = 256
 # A direction is scaled as if its RMS were at least this fraction of its layer's largest.
 QUIET_DIRECTION = 0.05
+
+try:
+    from threadpoolctl import threadpool_limits
+except ModuleNotFoundError:  # a device may come without it
+    threadpool_limits = None
 
 __all__ = ["Attached", "CoreLayer", "adaptable_layers", "attach", "make_frames"]
 
@@ -112,14 +117,22 @@ class Attached:
     Args:
         module: The folded network in evaluation mode, adapted layers replaced.
         parameters: The only parameters that require gradients, by entry name of the state.
+        origin: The base's value of each dense entry; cores start from zero.
     """
 
     module: nn.Module
     parameters: Mapping[str, nn.Parameter]
+    origin: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def state(self) -> CoreState:
-        """Return the current values of the trainable parameters."""
-        return CoreState.of({name: p.detach().cpu().numpy() for name, p in self.parameters.items()})
+        """Return where the parameters are now, relative to the base."""
+        arrays = {}
+        for name, parameter in self.parameters.items():
+            value = parameter.detach()
+            if name in self.origin:
+                value = value - self.origin[name].to(value)
+            arrays[name] = value.cpu().numpy()
+        return CoreState.of(arrays)
 
     def detach(self) -> nn.Module:
         """Return the folded network with its dense layers back in place, unmoved."""
@@ -149,6 +162,7 @@ def attach(
     module = copy.deepcopy(folded).to(dtype).requires_grad_(False).eval()
     dense = dict(module.named_parameters())
     parameters: dict[str, nn.Parameter] = {}
+    origin: dict[str, torch.Tensor] = {}
     for name, array in state.arrays.items():
         value = torch.from_numpy(np.array(array)).to(dtype)
         layer = name.removesuffix(CORE_SUFFIX)
@@ -168,12 +182,13 @@ def attach(
             dense[name].data.add_(value)
             dense[name].requires_grad_(True)
             parameters[name] = dense[name]
+            origin[name] = folded.get_parameter(name).detach()
         else:
             raise MismatchError(
                 "unknown-entry",
                 f"the state's entry {name} {array.shape} fits no layer of this base",
             )
-    return Attached(module, parameters)
+    return Attached(module, parameters, origin)
 
 
 def adaptable_layers(folded: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
@@ -188,7 +203,7 @@ def adaptable_layers(folded: nn.Module) -> tuple[dict[str, nn.Module], dict[str,
     for name, module in folded.named_modules():
         if not isinstance(module, Convolution):
             continue
-        if module.groups > 1 and module.out_channels == module.groups:
+        if module.groups > 1 and module.in_channels == module.groups:
             left[name] = "depthwise: its core degenerates to one gain per channel"
         else:
             found[name] = module
@@ -209,16 +224,17 @@ def make_frames(
             layers, kinds and ranks. Without them the frames are as the kernels give them.
     """
     layers, _ = adaptable_layers(folded)
-    frames = {
-        name: make_frame(
-            layer.get_parameter("weight").detach().numpy(),
-            kind,
-            rank,
-            groups=int(layer.groups),  # type: ignore[arg-type]
-            layer=name,
-        )
-        for name, layer in layers.items()
-    }
+    with single_thread():
+        frames = {
+            name: make_frame(
+                layer.get_parameter("weight").detach().numpy(),
+                kind,
+                rank,
+                groups=int(layer.groups),  # type: ignore[arg-type]
+                layer=name,
+            )
+            for name, layer in layers.items()
+        }
     return frames if windows is None else _calibrated(folded, frames, windows)
 
 
@@ -263,11 +279,16 @@ class _Square:
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """Compute on one thread: nets this small lose time on more, and sums then keep one order."""
+    """Compute on one thread: nets this small lose time on more, and sums then keep one order.
+
+    Covers torch, and numpy's linear algebra where threadpoolctl is installed: on busy cores a small
+    SVD on all of them takes a hundred times as long as on one.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with nullcontext() if threadpool_limits is None else threadpool_limits(1):
+            yield
     finally:
         torch.set_num_threads(before)
 

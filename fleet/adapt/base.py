@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
@@ -51,6 +51,22 @@ class BaseRecord(BaseModel):
     trained_on: str = ""  # what made it, for people: data set, source people, epochs
     frame_kind: FrameKind = "svd"
     rank: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> BaseRecord:
+        sizes = {
+            "channels": (len(self.channels), self.model.channels),
+            "mean": (len(self.mean), self.model.channels),
+            "std": (len(self.std), self.model.channels),
+            "labels": (len(self.labels), self.model.classes),
+            "window": (self.window, self.model.window),
+        }
+        wrong = [f"{n}: {a}, the model has {b}" for n, (a, b) in sizes.items() if a != b]
+        if not all(s > 0 for s in self.std):
+            wrong.append("std: not positive")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,6 +40,13 @@ class ChannelAffine(nn.Module):
         return x * self.scale.view(-1, *spatial) + self.shift.view(-1, *spatial)
 
 
+class _Tracer(fx.Tracer):
+    """Takes what an earlier fold left as a layer, so that folding twice is folding once."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, ChannelAffine) or super().is_leaf_module(m, module_qualified_name)
+
+
 def fold(model: nn.Module) -> nn.Module:
     """Return a copy of ``model`` in evaluation mode with its batch norms folded.
 
@@ -58,7 +65,7 @@ def fold(model: nn.Module) -> nn.Module:
                 _absorb(folded.get_submodule(before[name]), scale, shift)
                 _replace(folded, name, nn.Identity())
             else:
-                dtype = next(folded.parameters()).dtype
+                dtype = module.get_buffer("running_mean").dtype
                 _replace(folded, name, ChannelAffine(scale.to(dtype), shift.to(dtype)))
     return folded
 
@@ -66,7 +73,7 @@ def fold(model: nn.Module) -> nn.Module:
 def _convolution_before(model: nn.Module) -> dict[str, str]:
     """Map each batch norm to the convolution whose output goes there and nowhere else."""
     try:
-        graph = fx.symbolic_trace(model).graph
+        graph = _Tracer().trace(model)
     except Exception as error:  # fx raises whatever the model's own forward raises on a proxy
         raise ModelError(
             "untraceable",
@@ -75,9 +82,12 @@ def _convolution_before(model: nn.Module) -> dict[str, str]:
         ) from error
     found: dict[str, str] = {}
     calls: dict[str, int] = {}
+    read: set[str] = set()  # modules whose parameters the forward pass also reads itself
     for node in graph.nodes:
         if node.op == "call_module":
             calls[str(node.target)] = calls.get(str(node.target), 0) + 1
+        elif node.op == "get_attr":
+            read.add(str(node.target).rpartition(".")[0])
     for node in graph.nodes:
         if node.op != "call_module" or not isinstance(
             model.get_submodule(str(node.target)), BatchNorm
@@ -90,6 +100,7 @@ def _convolution_before(model: nn.Module) -> dict[str, str]:
             and isinstance(model.get_submodule(str(source.target)), Convolution)
             and len(source.users) == 1
             and calls[str(source.target)] == calls[str(node.target)] == 1
+            and str(source.target) not in read
         ):
             found[str(node.target)] = str(source.target)
     return found

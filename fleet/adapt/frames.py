@@ -194,7 +194,11 @@ def tt_svd(
     bond = 1
     for mode, width in enumerate(tensor.shape[:-1]):
         matrix = rest.reshape(bond * width, -1)
-        left, rest = _cut(matrix, min(rank, *matrix.shape), layer)
+        cut = min(rank, *matrix.shape)
+        if mode > 0:
+            # An inner bond may be narrower than asked, e.g. for filters that are constant in time.
+            cut = min(cut, _numerical_rank(np.linalg.svd(matrix, compute_uv=False)))
+        left, rest = _cut(matrix, cut, layer)
         cores.append(left if mode == 0 else left.reshape(bond, width, -1))
         bond = left.shape[1]
     cores.append(rest)
@@ -212,10 +216,14 @@ def _cut(
     return u[:, :rank] * signs, (sigma[:rank] * signs)[:, None] * v[:rank]
 
 
+def _numerical_rank(sigma: NDArray[np.floating[Any]]) -> int:
+    return int(np.sum(sigma > DEGENERATE_GAP * sigma[0]))
+
+
 def _check_spectrum(sigma: NDArray[np.float64], rank: int, layer: str) -> None:
     tolerance = DEGENERATE_GAP * sigma[0]
     if sigma[rank - 1] <= tolerance:
-        possible = int(np.sum(sigma > tolerance))
+        possible = _numerical_rank(sigma)
         raise FrameError(
             "rank-deficient",
             f"{layer}: the kernel has rank {possible}, below the rank {rank} that was asked for",

@@ -39,7 +39,8 @@ def merge(
         New dict with the same names, shapes and dtypes. Untouched parameters are the same objects.
 
     Raises:
-        MismatchError: ``unknown-entry``, ``core-shape`` or ``state-not-finite``.
+        MismatchError: ``unknown-entry``, ``core-shape``, ``state-not-finite`` or
+            ``merge-overflow``.
     """
     if not state.finite:
         raise MismatchError(
@@ -91,5 +92,12 @@ def _add_where_moved(
     values: NDArray[Any], delta: NDArray[np.float64], moved: NDArray[np.bool_]
 ) -> NDArray[Any]:
     # Adding zero is not neutral for every bit pattern: -0.0 + 0.0 is +0.0.
-    total = (values.astype(np.float64) + delta).astype(values.dtype)
+    with np.errstate(over="ignore"):
+        total = (values.astype(np.float64) + delta).astype(values.dtype)
+    if not np.isfinite(total[np.broadcast_to(moved, total.shape)]).all():
+        raise MismatchError(
+            "merge-overflow",
+            f"merging leaves the range of {values.dtype}: the state's entries are too large",
+            "Go back to an earlier release.",
+        )
     return np.where(moved, total, values)

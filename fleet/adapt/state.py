@@ -73,7 +73,15 @@ class CoreState:
 
     @classmethod
     def of(cls, arrays: Mapping[str, NDArray[Any]]) -> CoreState:
-        """Freeze named arrays; they are copied."""
+        """Freeze named arrays; they are copied.
+
+        Raises:
+            MismatchError: ``state-dtype`` unless all have one float dtype.
+        """
+        kinds = {array.dtype for array in arrays.values()}
+        if len(kinds) > 1 or any(kind.kind != "f" for kind in kinds):
+            names = ", ".join(sorted(map(str, kinds)))
+            raise MismatchError("state-dtype", f"a core state has one float dtype, not {names}")
         layout = Layout.of({name: array.shape for name, array in arrays.items()})
         frozen = {name: _frozen(np.array(arrays[name], order="C")) for name in layout.names}
         return cls(layout, MappingProxyType(frozen))

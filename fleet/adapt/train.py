@@ -58,7 +58,7 @@ def train(
         momentum: Of SGD.
 
     Raises:
-        RoundError: ``training-diverged`` when the loss is not finite.
+        RoundError: ``training-diverged`` when the loss or the parameters are not finite.
     """
     stepper = _optimiser(attached, optimiser, learning_rate, momentum)
     total, steps = 0.0, 0
@@ -69,10 +69,12 @@ def train(
         loss.backward()  # type: ignore[no-untyped-call]
         stepper.step()
         total, steps = total + float(loss.detach()), steps + 1
-    if not np.isfinite(total):
+    # The last step's effect shows in no loss.
+    whole = all(bool(torch.isfinite(p).all()) for p in attached.parameters.values())
+    if not (np.isfinite(total) and whole):
         raise RoundError(
             "training-diverged",
-            f"the loss is not finite at learning rate {learning_rate}",
+            f"training diverged at learning rate {learning_rate}: loss or weights are not finite",
             "Lower the learning rate.",
         )
     return TrainingResult(steps, total / max(steps, 1))

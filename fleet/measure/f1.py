@@ -13,13 +13,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet.errors import MismatchError
+
 __all__ = ["FleetScore", "confusion", "macro_f1", "macro_f1_present", "score_fleet"]
 
 
 def confusion(
     truth: NDArray[np.integer], predicted: NDArray[np.integer], classes: int
 ) -> NDArray[np.int64]:
-    """Count windows by (true class, predicted class): ``(classes, classes)`` int64."""
+    """Count windows by (true class, predicted class): ``(classes, classes)`` int64.
+
+    Raises:
+        MismatchError: ``class-range``.
+    """
+    for what, values in (("true", truth), ("predicted", predicted)):
+        if values.size and not 0 <= int(values.min()) <= int(values.max()) < classes:
+            raise MismatchError(
+                "class-range",
+                f"{what} classes are 0 to {classes - 1}, not {values.min()} to {values.max()}",
+                "Data set and model disagree on the classes.",
+            )
     flat = truth.astype(np.int64) * classes + predicted.astype(np.int64)
     return np.bincount(flat, minlength=classes * classes).reshape(classes, classes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from fleet.adapt.train import batches
+from fleet.errors import ModelError
 from fleet.models.config import ModelConfig
 from fleet.models.registry import build
 from fleet.seeds import derive_seed, generator
@@ -44,7 +46,12 @@ def pretrain(
         weight_decay: Of AdamW.
         purpose: Seed purpose, so that two networks of one run differ.
         on_epoch: Called with the epoch (from 1) and its mean loss.
+
+    Raises:
+        ModelError: ``no-windows`` or ``pretraining-diverged``.
     """
+    if len(x) < 2:
+        raise ModelError("no-windows", f"a base needs at least two windows, not {len(x)}")
     model = build(config, derive_seed(seed, 0, "server", f"{purpose}/weights"))
     inputs, labels = torch.from_numpy(x), torch.from_numpy(y)
     steps = epochs * -(-len(x) // batch)
@@ -66,6 +73,12 @@ def pretrain(
             stepper.step()
             schedule.step()
             total, count = total + float(loss.detach()), count + 1
+        if not math.isfinite(total):
+            raise ModelError(
+                "pretraining-diverged",
+                f"the loss is not finite in epoch {epoch} at peak rate {learning_rate:g}",
+                "Look at the data's ranges: fleet data inspect.",
+            )
         if on_epoch is not None:
             on_epoch(epoch, total / max(count, 1))
     return model.eval()

@@ -61,6 +61,11 @@ def build(config: ModelConfig, seed: int = 0) -> nn.Module:
             f"there is no model named {config.name!r}; known: {', '.join(names())}",
             "Choose one with --model.",
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    # torch.manual_seed would reseed every accelerator as well.
+    source = torch.default_generator
+    before = source.get_state()
+    try:
+        source.manual_seed(seed)
         return _BACKBONES[config.name](config)
+    finally:
+        source.set_state(before)

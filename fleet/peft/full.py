@@ -1,4 +1,4 @@
-"""Full: every weight and bias of the folded network (batch norm frozen and folded)."""
+"""Full: every weight and bias of the folded network; batch norms are frozen, folded or not."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from fleet.adapt.fold import ChannelAffine
 from fleet.adapt.frames import Frame
 from fleet.adapt.state import Layout
 from fleet.peft.method import Method, trainable
@@ -14,7 +15,13 @@ __all__ = ["full"]
 
 
 def _layout(network: nn.Module, frames: Mapping[str, Frame]) -> Layout:
-    return trainable(network, {name for name, _ in network.named_parameters()})
+    frozen = {
+        f"{name}.{leaf}"
+        for name, module in network.named_modules()
+        if isinstance(module, ChannelAffine)
+        for leaf, _ in module.named_parameters()
+    }
+    return trainable(network, {name for name, _ in network.named_parameters()} - frozen)
 
 
 full = Method(

@@ -14,6 +14,7 @@ from torch import nn
 from fleet.adapt.frames import Frame
 from fleet.adapt.state import Layout
 from fleet.adapt.train import OptimiserName
+from fleet.errors import ModelError
 
 __all__ = ["Method", "trainable"]
 
@@ -40,7 +41,16 @@ class Method:
 
 
 def trainable(network: nn.Module, names: set[str]) -> Layout:
-    """Return the layout of dense deltas of the named parameters."""
-    return Layout.of(
-        {name: tuple(p.shape) for name, p in network.named_parameters() if name in names}
-    )
+    """Return the layout of dense deltas of the named parameters.
+
+    Raises:
+        ModelError: ``nothing-to-train`` when the network has none of them.
+    """
+    found = {name: tuple(p.shape) for name, p in network.named_parameters() if name in names}
+    if not found:
+        raise ModelError(
+            "nothing-to-train",
+            f"{type(network).__name__} has none of {', '.join(sorted(names)[:5])}",
+            "A backbone's last layer is an nn.Linear called head.",
+        )
+    return Layout.of(found)

@@ -21,6 +21,12 @@ __all__ = ["app"]
 
 app = typer.Typer(add_completion=False)
 
+HELP = (
+    "Let a fleet of people learn from their own sensor data.\n\n"
+    "Half of the people train a base model. The others are the fleet: each device adapts the base "
+    "on its own windows and sends only what the method trains; the server averages, and the merged "
+    "model is judged on each device's later windows."
+)
 EPILOG = """Examples:
 
 fleet simulate --data synthetic --rounds 3
@@ -36,7 +42,7 @@ fleet simulate --out runs/hapt --resume
 NOT_CONFIG = {"methods", "rate", "resume", "form", "out"}
 
 
-@app.command(epilog=EPILOG)
+@app.command(help=HELP, epilog=EPILOG)
 def simulate(
     context: typer.Context,
     data: Annotated[
@@ -69,12 +75,7 @@ def simulate(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     form: FormatOption = Format.table,
 ) -> None:
-    """Let a fleet of people learn from their own sensor data.
-
-    Half of the people train a base model. The others are the fleet: each device adapts the base on
-    its own windows and sends only what the method trains; the server averages, and the merged
-    model is judged on each device's later windows.
-    """
+    """Run the main job and print what it came to."""
     from simulations.simulate import open_run
     from simulations.simulate import simulate as run_simulation
 
@@ -170,4 +171,6 @@ def _table(console: Console, report: dict[str, Any]) -> None:
         release = report["release"]
         console.print(f"release {release['number']} · {release['digest']}")
     console.print(f"report  {report['folder']}/report.md", soft_wrap=True)
-    console.print(f"next    fleet release list {report['folder']}/core", soft_wrap=True)
+    if report["leading"]:
+        next_command = f"fleet release list {report['folder']}/{report['leading']}"
+        console.print(f"next    {next_command}", soft_wrap=True, highlight=False)

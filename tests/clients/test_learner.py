@@ -119,9 +119,7 @@ def test_training_in_float64_equals_a_loop_that_moves_dense_kernels_by_hand(
     learner: Learner, make_config: MakeConfig, state: CoreState
 ) -> None:
     """Two paths: the core layer's bottleneck, and a dense kernel ``K + C·S`` written out."""
-    oracle = Learner(
-        learner.device, learner.bench.base, learner.windows, dtype=torch.float64
-    )
+    oracle = Learner(learner.device, learner.bench.base, learner.windows, dtype=torch.float64)
     plan = make_plan(learner, make_config(), state)
     delta, result = oracle.train(plan, state)
 

@@ -187,9 +187,7 @@ def test_a_hostile_update_leaves_the_release_that_the_others_make() -> None:
     honest, _ = take(honest, *(answer(honest, device) for device in DEVICES[:3]))
     state = opened()
     assert state.plan is not None
-    poison = make_payload(
-        state.plan, np.full(LAYOUT.size, np.nan, np.float32), device="person-04"
-    )
+    poison = make_payload(state.plan, np.full(LAYOUT.size, np.nan, np.float32), device="person-04")
     state, effects = take(
         state,
         c.Answered(1.0, "person-04", poison),
@@ -207,9 +205,7 @@ def test_the_deadline_releases_what_has_come_when_the_quorum_is_met() -> None:
     assert effects == ()
     state, effects = c.step(state, c.Tick(100.0))
     assert state.phase is c.Phase.aggregating
-    assert reasons(record_of(effects)) == dict.fromkeys(
-        ("person-02", "person-04"), Reason.no_reply
-    )
+    assert reasons(record_of(effects)) == dict.fromkeys(("person-02", "person-04"), Reason.no_reply)
 
 
 def test_without_the_quorum_the_round_is_abandoned_and_tried_again() -> None:

@@ -61,7 +61,7 @@ class Kept:
 
 
 def make_app(lies: Mapping[str, Lie], liar: int = LIAR) -> ClientApp:
-    """Wrap the real bridge; the device ``liar`` tells a lie for each kind of message in ``lies``."""
+    """Wrap the real bridge; the device ``liar`` lies in answer to the kinds of message named."""
     app = ClientApp()
 
     def answer(message: Message, context: Context) -> Message:

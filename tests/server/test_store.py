@@ -175,7 +175,8 @@ def contents(folder: Path) -> dict[str, Any]:
 
 # Each round writes a release and a record, each evaluation (0 to 3) one file: 3 + 3 + 4 writes.
 @pytest.mark.parametrize(
-    ("name", "call"), [("save_release", n) for n in (1, 2, 3)] + [("write_json", n) for n in range(1, 8)]
+    ("name", "call"),
+    [("save_release", n) for n in (1, 2, 3)] + [("write_json", n) for n in range(1, 8)],
 )
 def test_a_run_that_was_cut_off_at_any_write_goes_on_to_the_same_files(
     run: Callable[[RunFolder], Release],

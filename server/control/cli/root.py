@@ -18,6 +18,13 @@ from server.control.cli.render import Format, emit_error
 
 __all__ = ["main", "root"]
 
+
+class Interrupted(FleetError):
+    """The user pressed Ctrl-C."""
+
+    exit_code = 130
+
+
 GROUP = "corefleet.commands"
 
 # A missing module tells which extra is absent; the group tells which extra to install.
@@ -101,7 +108,9 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Exit as leave:
         return leave.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return 130
+        if form is Format.json:
+            emit_error(Interrupted("interrupted", "interrupted by the user", ""), form)
+        return Interrupted.exit_code
     except click.ClickException as error:
         emit_error(_usage(error), form)
         return InputError.exit_code

@@ -64,7 +64,7 @@ def make_payload(plan: Plan, flat: NDArray[Any] | None = None, /, **changes: Any
 def make_base(rank: int = 2, fill: float = 0.0) -> Base:
     """Make a base that only has an identity: one array, no frames."""
     record = BaseRecord(
-        model=ModelConfig(name="small-cnn", channels=6, classes=2, window=128),
+        model=ModelConfig(name="small-cnn", channels=1, classes=2, window=128),
         labels=("walk", "sit"),
         channels=(("acc_x", "m/s^2"),),
         rate_hz=50.0,

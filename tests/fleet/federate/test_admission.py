@@ -144,7 +144,9 @@ scalars = (
     | st.binary(max_size=20)
 )
 values = st.recursive(
-    scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v), max_leaves=5
+    scalars,
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v),
+    max_leaves=5,
 )
 honest_keys = st.sampled_from(sorted(make_payload(PLAN).config))
 
@@ -159,8 +161,12 @@ def test_admitting_never_raises_for_any_json_like_config(
     assert isinstance(judge(Payload(payload.array, config)), Admitted | Refused)
 
 
-@given(hnp.arrays(st.sampled_from([np.float32, np.float64, np.int32, np.bool_]),
-                  hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=SIZE)))
+@given(
+    hnp.arrays(
+        st.sampled_from([np.float32, np.float64, np.int32, np.bool_]),
+        hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=SIZE),
+    )
+)
 def test_admitting_never_raises_for_any_numeric_array(array: NDArray[Any]) -> None:
     assert isinstance(judge(make_payload(PLAN, array)), Admitted | Refused)
 

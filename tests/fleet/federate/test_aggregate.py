@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 import numpy as np
@@ -27,9 +28,7 @@ from fleet.federate.aggregate import (
 SIZE = 3
 LARGEST_STEPS = int(LARGEST_ENTRY) << STEP_BITS
 steps_of = hnp.arrays(np.int64, SIZE, elements=st.integers(-LARGEST_STEPS, LARGEST_STEPS))
-updates_of = st.lists(
-    st.tuples(steps_of, st.integers(1, LARGEST_WEIGHT)), min_size=1, max_size=8
-)
+updates_of = st.lists(st.tuples(steps_of, st.integers(1, LARGEST_WEIGHT)), min_size=1, max_size=8)
 entries = st.floats(-LARGEST_ENTRY, LARGEST_ENTRY, allow_nan=False)
 
 Updates = list[tuple[NDArray[np.int64], int]]
@@ -67,7 +66,7 @@ def test_partial_sums_add_up_to_the_sum_however_they_are_batched(
     updates: Updates, cuts: list[int]
 ) -> None:
     edges = [0, *sorted(min(cut, len(updates)) for cut in cuts), len(updates)]
-    parts = [sum_of(updates[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    parts = [sum_of(updates[a:b]) for a, b in itertools.pairwise(edges)]
     assert same(total(parts, SIZE), sum_of(updates))
     assert same(total(reversed(parts), SIZE), sum_of(updates))
 
