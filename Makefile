@@ -26,7 +26,7 @@ run: $(STAMP) ## The main job: a fleet adapts a base model; HAPT where it is fou
 	@$(BIN)/fleet simulate
 
 test: $(STAMP) ## The whole default test suite.
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-faults: $(STAMP) ## The slow tests that inject many failures.
 	@$(BIN)/python -m pytest -q -m faults
@@ -35,7 +35,7 @@ check: $(STAMP) ## Format, lint, types and the fast tests.
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -q -m 'not e2e and not bench and not faults'
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not e2e and not bench and not faults'
 
 format: $(STAMP) ## Rewrite the code in the project's format.
 	@$(BIN)/ruff format .

@@ -1,33 +1,47 @@
 """The round state machine: ``step(state, event) -> (state, effects)``, pure.
 
-    idle ──Fleet──► planned ──Pushed──► collecting ──last answer or deadline──► aggregating
+    idle ──Fleet──► planned ──Pushed──► collecting ──last answer, deadline──► aggregating
      ▲  │                                   │                                      │
-     │  └─ too few, wait over ─► ended      └─ too few updates ─► abandoned        └─Published─►
-     released
-     │                                                              │                              │
-     └──────────────────────── next round (or the same one again) ◄─┴──────────────────────────────┘
+     │  └─ too few, wait over ─► ended      └─ too few updates ─► abandoned    Published
+     │                                                                │            │
+     └────────── the same round again, three times at most ◄──────────┘            │
+     └────────── the next round, or ended after the last ◄───────── released ◄─────┘
 
 Clock, randomness and transport are passed in: events carry the time, the cohort is drawn from a
-named
-seed, effects are carried out by ``server/rounds.py`` over a Flower Grid. Every wait has a bound.
+named seed, and effects are carried out by ``server/rounds.py`` over a Flower Grid. Every wait has
+a bound.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from enum import Enum
-from typing import Any
+from dataclasses import replace
 
-from fleet.adapt.state import Layout
-from fleet.adapt.train import OptimiserName
-from fleet.errors import InputError, RoundError, TooFewDevices
-from fleet.federate.admission import Admitted, Bounds, Reason, admit
+from fleet.errors import RoundError, TooFewDevices
+from fleet.federate.admission import Admitted, Reason, admit
 from fleet.federate.aggregate import PartialSum
 from fleet.federate.records import Plan
 from fleet.federate.releases import Release, next_release
-from fleet.federate.wire import Payload
 from fleet.seeds import generator
+from server.events import (
+    Answered,
+    Effect,
+    End,
+    Event,
+    Failed,
+    Fleet,
+    Phase,
+    Publish,
+    Published,
+    Push,
+    Pushed,
+    Refusal,
+    RoundRecord,
+    Rules,
+    State,
+    Step,
+    Task,
+    Tick,
+)
 
 __all__ = [
     "Answered",
@@ -45,6 +59,7 @@ __all__ = [
     "RoundRecord",
     "Rules",
     "State",
+    "Step",
     "Task",
     "Tick",
     "begin",
@@ -55,195 +70,6 @@ __all__ = [
 LARGEST_ABANDONED_IN_A_ROW = 3
 # Characters of a refusal's detail; a device may send any text.
 LARGEST_DETAIL = 500
-
-
-class Phase(str, Enum):
-    """Where a round stands."""
-
-    idle = "idle"
-    planned = "planned"
-    collecting = "collecting"
-    aggregating = "aggregating"
-    ended = "ended"
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How rounds are run.
-
-    Args:
-        rounds: The run ends after this many releases.
-        minimum: Devices that must be online before a round opens.
-        cohort: Devices per round; 0 for all that are online.
-        quorum: Updates that a release needs; 0 for half of the cohort.
-        deadline_s: Seconds from the push of a plan to the close of its round.
-        wait_s: Seconds to wait for enough devices before the run ends.
-        seed: Root seed of the cohort's selection.
-    """
-
-    rounds: int
-    minimum: int = 1
-    cohort: int = 0
-    quorum: int = 0
-    deadline_s: float = 600.0
-    wait_s: float = 60.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if 0 < self.cohort < self.quorum:
-            raise InputError(
-                "quorum-above-cohort",
-                f"a cohort of {self.cohort} can never send the {self.quorum} updates of the quorum",
-                "Raise the cohort, or lower the quorum.",
-            )
-
-    def needed(self, selected: int) -> int:
-        """Return how many updates a round of ``selected`` devices needs."""
-        return self.quorum or max(1, -(-selected // 2))
-
-
-@dataclass(frozen=True)
-class Task:
-    """What devices train, the same in every round of a run."""
-
-    method: str
-    rank: int
-    layout: Layout
-    optimiser: OptimiserName
-    learning_rate: float
-    momentum: float
-    epochs: int
-    batch: int
-    weight_cap: int
-    seed: int
-    bounds: Bounds = field(default_factory=Bounds)
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A device without an update in a round, and why."""
-
-    device: str
-    reason: Reason
-    detail: str
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """What is kept of a round besides its release."""
-
-    round: int
-    plan: Plan
-    selected: tuple[str, ...]
-    accepted: tuple[Mapping[str, Any], ...]
-    refused: tuple[Refusal, ...]
-    opened_at_s: float
-    closed_at_s: float
-    released: bool
-
-
-@dataclass(frozen=True)
-class State:
-    """Everything that the coordinator knows; immutable."""
-
-    rules: Rules
-    task: Task
-    release: Release
-    round: int = 1
-    phase: Phase = Phase.idle
-    waiting_since: float | None = None
-    abandoned: int = 0
-    plan: Plan | None = None
-    selected: tuple[str, ...] = ()
-    unanswered: frozenset[str] = frozenset()
-    accepted: Mapping[str, Admitted] = field(default_factory=dict)
-    refused: tuple[Refusal, ...] = ()
-    opened_at: float = 0.0
-
-
-# Events: what happened, and when on the coordinator's clock.
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """These usable devices are online."""
-
-    now: float
-    devices: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Pushed:
-    """The plan is on its way to the cohort."""
-
-    now: float
-
-
-@dataclass(frozen=True, eq=False)
-class Answered:
-    """A device sent something in answer to a plan."""
-
-    now: float
-    device: str
-    payload: Payload
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A device declined, failed or went away."""
-
-    now: float
-    device: str
-    detail: str
-    reason: Reason = Reason.failed
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time passed."""
-
-    now: float
-
-
-@dataclass(frozen=True)
-class Published:
-    """The release is durable."""
-
-    now: float
-
-
-Event = Fleet | Pushed | Answered | Failed | Tick | Published
-
-
-# Effects: what the shell has to do.
-
-
-@dataclass(frozen=True)
-class Push:
-    """Send the plan, with the release's core state, to the devices."""
-
-    plan: Plan
-    release: Release
-    devices: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Publish:
-    """Make the round's record, and its release where it has one, durable."""
-
-    record: RoundRecord
-    release: Release | None
-
-
-@dataclass(frozen=True)
-class End:
-    """The run is over; ``error`` says why when it ended without its result."""
-
-    error: RoundError | None = None
-
-
-Effect = Push | Publish | End
-Step = tuple[State, tuple[Effect, ...]]
 
 
 def begin(rules: Rules, task: Task, release: Release, *, round_number: int = 1) -> State:

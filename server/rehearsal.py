@@ -1,10 +1,9 @@
 """Rehearsal: a small federated run on held-out source people that chooses a learning rate.
 
 A third of the source people play the fleet, a base trained on the others is adapted at every
-candidate
-rate, and the best pooled macro-F1 wins. Nothing of the real fleet is looked at: neither its people
-nor its shift, which is drawn anew. Rounds run without messages, on the functions that devices and
-server use.
+candidate rate, and the best pooled macro-F1 wins. Nothing of the real fleet is looked at: neither
+its people nor its shift, which is drawn anew. Rounds run without messages, on the functions that
+devices and server use.
 """
 
 from __future__ import annotations

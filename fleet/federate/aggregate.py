@@ -1,10 +1,9 @@
 """Exact aggregation: a weighted mean in int64 fixed point, the same bits in every order.
 
 Floating-point sums depend on arrival order (two orders of 50 updates differ in 83 % of the
-entries).
-Here each entry is quantised once, on admission, to a multiple of 2⁻³²; sums of integers are exact,
-so order, batching, partial sums and restarts cannot change the result. The division is one exact
-rational rounding, half to even.
+entries). Here each entry is quantised once, on admission, to a multiple of 2⁻³²; sums of integers
+are exact, so order, batching, partial sums and restarts cannot change the result. The division is
+one exact rational rounding, half to even.
 
 Bounds, checked before adding: |entry| ≤ 8, weight ≤ 4,096, sum of weights ≤ 2²⁷; so a sum stays
 below 2^(35 + 27) < 2⁶³.

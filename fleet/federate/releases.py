@@ -1,9 +1,8 @@
 """Releases: numbered, chained, cumulative core states over one immutable base.
 
 A release is the base's digest plus the sum of all that the fleet has learned since, so a device
-that
-was away for a month needs one core-sized message whatever it missed, and going back is choosing
-another release: state is recomputed from the base, never subtracted.
+that was away for a month needs one core-sized message whatever it missed, and going back is
+choosing another release: state is recomputed from the base, never subtracted.
 
 Laws (tests/fleet/federate/test_releases.py): ``catch_up`` has one size for every release a device
 may hold; following every release and catching up once end in one digest; back and forward again

@@ -22,7 +22,8 @@ from fleet.federate.records import WIRE_FORMAT, Plan, UpdateHeader
 from fleet.federate.releases import Release
 from fleet.federate.wire import Payload, Update, decode_plan, encode_plan, encode_update
 from server.coordinator import RoundRecord, Rules, Task, begin
-from server.rounds import Shell, Traffic, content_of, payload_of
+from server.messages import content_of, payload_of
+from server.rounds import Shell, Traffic
 from simulations.bench import Measurement, report
 from simulations.inprocess import InProcessGrid
 

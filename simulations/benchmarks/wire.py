@@ -17,7 +17,7 @@ from fleet.federate.wire import (
     encode_update,
 )
 from server.flower import become_task, deflate, inflate
-from server.rounds import content_of, payload_of
+from server.messages import content_of, payload_of
 from simulations.bench import measure, report
 
 __all__ = ["run"]

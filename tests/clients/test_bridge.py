@@ -19,7 +19,7 @@ from fleet.har.population import Population
 from fleet.peft.core import core
 from server.app import task_of
 from server.flower import become_task
-from server.rounds import content_of
+from server.messages import content_of
 from simulations.local import _plan
 from tests.simulations.tiny_fleet import RATE, MakeConfig
 

@@ -22,7 +22,8 @@ from fleet.peft.core import core
 from server import coordinator as c
 from server.app import task_of
 from server.flower import wire_bytes
-from server.rounds import Shell, Traffic, content_of, payload_of
+from server.messages import content_of, payload_of
+from server.rounds import Shell, Traffic
 from simulations.inprocess import InProcessGrid
 from tests.simulations.tiny_fleet import RATE, MakeConfig
 

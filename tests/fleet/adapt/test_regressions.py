@@ -83,7 +83,7 @@ def test_a_last_step_that_diverges_is_noticed_though_no_loss_shows_it() -> None:
     network = folded()
     layout = trainable(network, {"head.weight", "head.bias"})
     attached = attach(network, {}, CoreState.zero(layout), dtype=torch.float32)
-    x, y = torch.randn(4, 3, 16), torch.tensor([0, 1, 2, 3])
+    x, y = 1e4 * torch.randn(4, 3, 16), torch.tensor([0, 1, 2, 3])
     with pytest.raises(RoundError, match="diverged"):
         train(attached, x, y, [np.arange(4)], optimiser="sgd", learning_rate=3e38)
 
