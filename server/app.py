@@ -14,7 +14,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
-from fleet.adapt.base import Base, save_base
+from fleet.adapt.base import Base, load_base, save_base
 from fleet.adapt.network import folded_network
 from fleet.config import RunConfig
 from fleet.errors import MismatchError
@@ -64,13 +64,30 @@ def main(grid: Grid, context: Context) -> None:
     check_feasible(config, population)
     method = find(config.method)
     base = obtain_base(config, population)
-    stored = out / "base.safetensors"
-    save_base(base, stored)
+    _keep_base(base, out / "base.safetensors")
+    print(f"base {base.digest[:12]}; {len(population.fleet)} devices expected", flush=True)
     rate = config.learning_rate or rehearse(config, population, method)
-    folder = RunFolder(out / method.name)
+    folder = RunFolder(out / method.name, on_evaluation=_log_score)
     release = run_rounds(grid, config, base, population, method, rate, folder, REAL)
     save_merged(base, release, folder.folder / "merged.safetensors")
     write_results(folder, config, base, release, rate)
+    print(f"release {release.number}: {release.digest}; results in {out.resolve()}", flush=True)
+
+
+def _keep_base(base: Base, path: Path) -> None:
+    if path.exists() and load_base(path).digest != base.digest:
+        raise MismatchError(
+            "other-base",
+            f"{path} is the base {load_base(path).digest[:12]}… of another run; this one starts "
+            f"from {base.digest[:12]}…",
+            "Choose another folder with out.",
+        )
+    save_base(base, path)
+
+
+def _log_score(number: int, f1: float) -> None:
+    # Flower shows a ServerApp's standard output in the run's log.
+    print(f"release {number}: pooled macro-F1 {f1:.3f}", flush=True)
 
 
 def rehearse(config: RunConfig, population: Population, method: Method) -> float:
