@@ -17,7 +17,7 @@ from fleet.har.dataset import DataSet, select_labels
 from fleet.har.normalise import Normalisation
 from fleet.har.partition import Share, chronological, device_name, pool, split_people
 from fleet.har.shifts import Remount, parse, rotate
-from fleet.har.sources import basic_labels, find
+from fleet.har.sources import basic_labels, default_name, find
 
 __all__ = ["LabelledWindows", "Population", "population_of", "share_windows", "windows_of"]
 
@@ -60,7 +60,7 @@ def population_of(config: RunConfig, dataset: DataSet | None = None) -> Populati
         dataset: The data set where it is at hand; else ``config.data`` is looked up.
     """
     shift = parse(config.shift)
-    dataset = find(config.data) if dataset is None else dataset
+    dataset = find(config.data or default_name()) if dataset is None else dataset
     if config.classes == "basic":
         wanted = basic_labels(dataset)
         if wanted != dataset.labels:

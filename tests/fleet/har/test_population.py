@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -46,3 +48,11 @@ def test_the_same_configuration_gives_the_same_people_and_another_seed_others() 
     dataset = synthetic.make(people=12, windows_per_activity=2)
     fleets = [population_of(RunConfig(seed=s), dataset).fleet for s in (0, 0, 1)]
     assert fleets[0] == fleets[1] != fleets[2]
+
+
+def test_without_a_name_the_synthetic_fleet_is_used_where_no_set_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("fleet.har.sources.folders", lambda: ())
+    monkeypatch.chdir(tmp_path)
+    assert population_of(RunConfig()).dataset.name == "synthetic"
