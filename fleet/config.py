@@ -36,6 +36,8 @@ class RunConfig(BaseModel):
         epochs: Passes over a device's windows per round.
         batch: Windows per step.
         learning_rate: Step size; 0 lets a rehearsal on source people choose.
+        memory_budget: Bytes that a training step may hold beyond parameters and optimiser state;
+            0 for no limit. Results change in the last bits only, so digests do.
         base: Path of a base to start from; ``""`` trains one on the source people.
         base_epochs: Passes over the source people's windows when a base is trained.
         min_devices: Devices that must be online before a round opens; 0 for all of the fleet.
@@ -70,6 +72,7 @@ class RunConfig(BaseModel):
     epochs: int = Field(1, ge=1, le=1000)
     batch: int = Field(32, ge=1, le=65536)
     learning_rate: float = Field(0.0, ge=0, le=100)
+    memory_budget: int = Field(0, ge=0)
     base: str = ""
     base_epochs: int = Field(12, ge=1, le=10_000)
     min_devices: int = Field(0, ge=0)

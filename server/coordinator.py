@@ -256,11 +256,11 @@ def _too_few(online: int, wanted: int, rules: Rules) -> TooFewDevices:
 
 
 def _nobody(record: RoundRecord, rules: Rules) -> RoundError:
-    reasons = ", ".join(f"{r.device}: {r.reason.value}" for r in record.refused[:5])
+    reasons = ", ".join(f"{r.device}: {r.reason.value}: {r.detail}" for r in record.refused[:3])
     return RoundError(
         "round-abandoned",
         f"round {record.round} was abandoned {LARGEST_ABANDONED_IN_A_ROW} times: "
         f"{len(record.accepted)} of {len(record.selected)} updates accepted, "
         f"{rules.needed(len(record.selected))} needed ({reasons})",
-        "Look at the refusals in rounds.jsonl.",
+        "The refusals are in the round's record, rounds/NUMBER-abandoned.json.",
     )

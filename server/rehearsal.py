@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fleet.adapt.attach import attach, single_thread
+from fleet.adapt.attach import single_thread
 from fleet.adapt.base import Base
 from fleet.adapt.merge import merge
 from fleet.adapt.network import folded_network, parameters_of, with_parameters
@@ -153,7 +153,7 @@ def _local(
     number: int,
 ) -> CoreState:
     name, past, _ = device
-    attached = attach(network, base.frames, state, dtype=torch.float32)
+    attached = method.attach(network, base.frames, state, dtype=torch.float32)
     rng = generator(config.seed, number, name, "rehearsal/batches")
     order = batches(len(past.y), batch=config.batch, epochs=config.epochs, generator=rng)
     x, y = torch.from_numpy(past.x), torch.from_numpy(past.y)

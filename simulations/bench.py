@@ -15,7 +15,7 @@ from typing import Any
 
 from simulations.versions import machine, versions
 
-__all__ = ["Measurement", "measure", "report"]
+__all__ = ["Measurement", "header", "measure", "report"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,15 @@ def measure(sides: Mapping[str, Callable[[], object]], runs: int = 7) -> dict[st
     }
 
 
+def header() -> dict[str, Any]:
+    """Return what every figure comes with: command, machine and versions."""
+    return {
+        "command": " ".join(["fleet", *sys.argv[1:]]),
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
 def report(
     measured: Mapping[str, Measurement], against: str, per: Mapping[str, float]
 ) -> dict[str, Any]:
@@ -55,10 +64,7 @@ def report(
         per: Units of work per call by name, e.g. ``{"updates": 1000}``.
     """
     reference = measured[against].median
-    return {
-        "command": " ".join(["fleet", *sys.argv[1:]]),
-        "machine": machine(),
-        "versions": versions(),
+    return header() | {
         "work": dict(per),
         "sides": {
             name: asdict(m) | {"ratio": round(m.median / reference, 3)}

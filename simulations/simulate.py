@@ -214,6 +214,9 @@ def _federated(
     devices = len(population.fleet)
     grid = InProcessGrid(bridge.app, devices, run_config=config.for_flower(), seed=config.seed)
     cohort = config.cohort or devices
+    plan = learner_of(config.for_flower(), 0).memory_plan(name, config.batch)
+    if plan is not None:
+        progress.say(f"{name}: {plan}")
     scores = {"f1": "", "bytes": ""}
 
     def on_publish(number: int, traffic: Traffic) -> None:

@@ -17,8 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fleet.adapt.attach import Attached, attach, single_thread
+from fleet.adapt.attach import Attached, single_thread
 from fleet.adapt.base import Base
+from fleet.adapt.lean.module import LeanAttached
+from fleet.adapt.lean.plan import MicroBatchPlan, plan_micro_batches
 from fleet.adapt.merge import merge
 from fleet.adapt.network import folded_network, parameters_of, with_parameters
 from fleet.adapt.state import CoreState, Layout
@@ -58,14 +60,32 @@ class Workbench:
         self.network = folded_network(base)
         self.parameters = parameters_of(self.network)
         self._served: tuple[str, nn.Module] = ("", self.network)
+        self._planned: dict[tuple[object, ...], MicroBatchPlan] = {}
 
     def layout(self, method: str) -> Layout:
         """Return the layout of what ``method`` trains."""
         return find(method).layout(self.network, self.base.frames)
 
-    def attach(self, state: CoreState, dtype: torch.dtype) -> Attached:
-        """Return the network with ``state`` trainable."""
-        return attach(self.network, self.base.frames, state, dtype=dtype)
+    def attach(self, method: str, state: CoreState, dtype: torch.dtype) -> Attached:
+        """Return the network with ``state`` trainable, as ``method`` trains it."""
+        return find(method).attach(self.network, self.base.frames, state, dtype=dtype)
+
+    def memory_plan(
+        self, method: str, batch: int, window: torch.Tensor, budget_bytes: int
+    ) -> MicroBatchPlan | None:
+        """Plan how a batch fits a memory budget, once; None for methods that cannot keep to one.
+
+        Raises:
+            InputError: ``memory-budget-too-small``.
+        """
+        key = (method, batch, budget_bytes, window.dtype)
+        if key not in self._planned:
+            zero = CoreState.zero(self.layout(method))
+            attached = self.attach(method, zero, window.dtype)
+            if not isinstance(attached, LeanAttached):
+                return None
+            self._planned[key] = plan_micro_batches(attached.lean, window, batch, budget_bytes)
+        return self._planned[key]
 
     def served(self, state: CoreState) -> nn.Module:
         """Return the dense network that serves ``state``: canonically merged kernels."""
@@ -92,6 +112,8 @@ class Learner:
         windows: Its labelled windows.
         reason: Why it cannot take part; empty when it can.
         dtype: Dtype to train in; float64 serves as an oracle.
+        memory_budget_bytes: What a training step may hold beyond parameters and optimiser state;
+            0 for no limit. Methods that train whole kernels do not keep to it.
     """
 
     def __init__(
@@ -102,12 +124,14 @@ class Learner:
         *,
         reason: str = "",
         dtype: torch.dtype = torch.float32,
+        memory_budget_bytes: int = 0,
     ) -> None:
         self.device = device
         self.bench = workbench(base)
         self.windows = windows
         self.reason = reason
         self.dtype = dtype
+        self.memory_budget_bytes = memory_budget_bytes
 
     def status(self) -> DeviceStatus:
         """Say who the device is and whether it can take part."""
@@ -136,7 +160,9 @@ class Learner:
     def train(self, plan: Plan, state: CoreState) -> tuple[CoreState, TrainingResult]:
         """Train from ``state``; return the core-state delta and what training says of itself."""
         with single_thread():
-            attached = self.bench.attach(state, self.dtype)
+            attached = self.bench.attach(plan.method, state, self.dtype)
+            x = torch.from_numpy(self.windows.train_x).to(self.dtype)
+            cut = self.memory_plan(plan.method, plan.batch)
             before = attached.state()
             order = batches(
                 len(self.windows.train_y),
@@ -146,14 +172,27 @@ class Learner:
             )
             result = train(
                 attached,
-                torch.from_numpy(self.windows.train_x).to(self.dtype),
+                x,
                 torch.from_numpy(self.windows.train_y),
                 order,
                 optimiser=plan.optimiser,
                 learning_rate=plan.learning_rate,
                 momentum=plan.momentum,
+                micro_batch=cut.windows if cut else None,
             )
             return attached.state() - before, result
+
+    def memory_plan(self, method: str, batch: int) -> MicroBatchPlan | None:
+        """Return how this device cuts a batch; None without a budget or for a method beyond one.
+
+        Raises:
+            InputError: ``memory-budget-too-small``.
+        """
+        if not self.memory_budget_bytes or not len(self.windows.train_y):
+            return None
+        window = torch.from_numpy(self.windows.train_x[0]).to(self.dtype)
+        with single_thread():
+            return self.bench.memory_plan(method, batch, window, self.memory_budget_bytes)
 
     def answer_evaluation(self, message: Payload) -> Mapping[str, int | list[int]]:
         """Judge a core state on the device's test windows.

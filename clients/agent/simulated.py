@@ -61,7 +61,9 @@ def _learner(text: str, partition: int) -> Learner:
     )
     windows = Windows(train.x, train.y, test.x, test.y)
     reason = "no labelled windows to train on" if not len(train.y) else ""
-    return Learner(share.name, base, windows, reason=reason)
+    return Learner(
+        share.name, base, windows, reason=reason, memory_budget_bytes=config.memory_budget
+    )
 
 
 @lru_cache(maxsize=2)

@@ -1,4 +1,4 @@
 """The method on one device: frames, core states, folding, attaching, training, merging.
 
-The reader's path: ``fold`` → ``frames`` → ``attach`` → ``train`` → ``merge``.
+The reader's path: ``fold`` → ``frames`` → ``attach`` → ``lean`` → ``train`` → ``merge``.
 """

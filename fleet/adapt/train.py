@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from fleet.adapt.attach import Attached
+from fleet.adapt.lean.plan import accumulate
 from fleet.errors import RoundError
 
 __all__ = ["OptimiserName", "TrainingResult", "batches", "predict", "train"]
@@ -45,6 +45,7 @@ def train(
     optimiser: OptimiserName,
     learning_rate: float,
     momentum: float = 0.9,
+    micro_batch: int | None = None,
 ) -> TrainingResult:
     """Train the attached parameters in place.
 
@@ -56,6 +57,8 @@ def train(
         optimiser: ``sgd`` (with ``momentum``) or ``adam``.
         learning_rate: Step size.
         momentum: Of SGD.
+        micro_batch: Windows that run together; None for a whole step. Batch norm is frozen, so the
+            gradient is the same up to the order of its sum.
 
     Raises:
         RoundError: ``training-diverged`` when the loss or the parameters are not finite.
@@ -65,10 +68,9 @@ def train(
     for index in order:
         chosen = torch.from_numpy(index)
         stepper.zero_grad(set_to_none=True)
-        loss = functional.cross_entropy(attached.module(x[chosen]), y[chosen])
-        loss.backward()  # type: ignore[no-untyped-call]
+        total += accumulate(attached.module, x[chosen], y[chosen], micro_batch or len(chosen))
         stepper.step()
-        total, steps = total + float(loss.detach()), steps + 1
+        steps += 1
     # The last step's effect shows in no loss.
     whole = all(bool(torch.isfinite(p).all()) for p in attached.parameters.values())
     if not (np.isfinite(total) and whole):

@@ -31,4 +31,5 @@ full = Method(
     optimiser="sgd",
     rates=(0.001, 0.003, 0.01, 0.03, 0.1),
     default_rate=0.01,
+    lean=False,
 )

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
+from fleet.adapt.attach import Attached, attach
 from fleet.adapt.frames import Frame
-from fleet.adapt.state import Layout
+from fleet.adapt.lean.module import attach_lean
+from fleet.adapt.state import CoreState, Layout
 from fleet.adapt.train import OptimiserName
 from fleet.errors import ModelError
 
@@ -29,6 +32,8 @@ class Method:
         layout: From the folded network and its frames to the layout of what is trained.
         optimiser: Optimiser of local training.
         rates: Ladder of learning rates that a rehearsal climbs, ascending.
+        lean: Whether training runs on the hand-written backward pass; it pays where few entries
+            move, and not where every kernel needs its own gradient.
         default_rate: Where it starts, and the rate where nothing can be rehearsed.
     """
 
@@ -38,6 +43,19 @@ class Method:
     optimiser: OptimiserName
     rates: tuple[float, ...]
     default_rate: float
+    lean: bool = True
+
+    def attach(
+        self,
+        network: nn.Module,
+        frames: Mapping[str, Frame],
+        state: CoreState,
+        *,
+        dtype: torch.dtype,
+    ) -> Attached:
+        """Return a copy of the folded network whose trainable parameters start at ``state``."""
+        how = attach_lean if self.lean else attach
+        return how(network, frames, state, dtype=dtype)
 
 
 def trainable(network: nn.Module, names: set[str]) -> Layout:

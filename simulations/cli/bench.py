@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from fleet.errors import InputError
 from server.control.cli.render import Format, FormatOption, emit
+
+if TYPE_CHECKING:
+    from simulations.benchmarks.training import Setting
 
 __all__ = ["app"]
 
@@ -55,6 +60,88 @@ def protocol(
     from simulations.benchmarks.protocol import run
 
     _emit(run(devices, rounds), form)
+
+
+Model = Annotated[str, typer.Option(help="Backbone.")]
+Batch = Annotated[int, typer.Option(help="Windows per step.", min=2)]
+MicroBatch = Annotated[int, typer.Option(help="Windows that run together; 0: the batch.", min=0)]
+Runs = Annotated[int, typer.Option(help="Timed steps of each side.", min=1)]
+Out = Annotated[Path | None, typer.Option(help="Folder for the CSV and the plot.")]
+Rank = Annotated[int, typer.Option(help="Rank of cores and LoRA.", min=1)]
+Frame = Annotated[str, typer.Option(help="Frame of the cores: svd or tt.")]
+Channels = Annotated[int, typer.Option(help="Sensor channels.", min=1)]
+Window = Annotated[int, typer.Option(help="Samples per window.", min=8)]
+Classes = Annotated[int, typer.Option(help="Classes.", min=2)]
+
+
+@app.command(epilog="Example:\n\nfleet bench memory --model t-resnet --batch 64 --micro-batch 8")
+def memory(
+    model: Model = "t-resnet",
+    batch: Batch = 64,
+    micro_batch: MicroBatch = 0,
+    rank: Rank = 4,
+    frame: Frame = "svd",
+    channels: Channels = 6,
+    window: Window = 128,
+    classes: Classes = 12,
+    runs: Runs = 3,
+    out: Out = None,
+    form: FormatOption = Format.table,
+) -> None:
+    """Measure what a training step keeps and holds, from the allocator, beside full and LoRA."""
+    setting = _setting(model, batch, micro_batch, rank, frame, channels, window, classes, runs)
+    _training(setting, "dynamic_bytes", out, form)
+
+
+@app.command(epilog="Example:\n\nfleet bench step --model t-resnet --batch 64 --runs 9")
+def step(
+    model: Model = "t-resnet",
+    batch: Batch = 64,
+    micro_batch: MicroBatch = 0,
+    rank: Rank = 4,
+    frame: Frame = "svd",
+    channels: Channels = 6,
+    window: Window = 128,
+    classes: Classes = 12,
+    runs: Runs = 9,
+    out: Out = None,
+    form: FormatOption = Format.table,
+) -> None:
+    """Time a training step on one thread, beside full fine-tuning, LoRA and inference."""
+    setting = _setting(model, batch, micro_batch, rank, frame, channels, window, classes, runs)
+    _training(setting, "step_seconds", out, form)
+
+
+def _setting(
+    model: str,
+    batch: int,
+    micro_batch: int,
+    rank: int,
+    frame: str,
+    channels: int,
+    window: int,
+    classes: int,
+    runs: int,
+) -> Setting:
+    from fleet.adapt.frames import FRAME_KINDS
+    from fleet.models.config import ModelConfig
+    from simulations.benchmarks.training import Setting
+
+    kind = next((k for k in FRAME_KINDS if k == frame), None)
+    if kind is None:
+        raise InputError("unknown-frame", f"there is no frame {frame!r}", "Known: svd, tt.")
+    config = ModelConfig(name=model, channels=channels, classes=classes, window=window)
+    return Setting(config, batch, min(micro_batch or batch, batch), rank, kind, runs)
+
+
+def _training(setting: Setting, key: str, out: Path | None, form: Format) -> None:
+    from simulations.benchmarks.training import run
+    from simulations.benchmarks.training_output import draw_table, write_files
+
+    record = run(setting)
+    if out is not None:
+        write_files(record, key, out)
+    emit(record, form, lambda console: draw_table(console, record, key))
 
 
 def _emit(record: dict[str, Any], form: Format) -> None:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fleet.errors import InputError
 from server.control.cli.render import Format, FormatOption, emit
+from simulations.cli.units import bytes_of
 
 if TYPE_CHECKING:
     from simulations.simulate import Run
@@ -67,6 +68,9 @@ def simulate(
     cohort: Annotated[int, typer.Option(help="Devices per round; 0 for all.")] = 0,
     epochs: Annotated[int, typer.Option(help="Local passes per round.")] = 1,
     batch: Annotated[int, typer.Option(help="Windows per local step.")] = 32,
+    memory_budget: Annotated[
+        str, typer.Option(help="What a training step may hold, e.g. 64MiB; 0 for no limit.")
+    ] = "0",
     base: Annotated[str, typer.Option(help="A base to start from; default: train one.")] = "",
     base_epochs: Annotated[int, typer.Option(help="Passes when a base is trained.")] = 12,
     out: Annotated[
@@ -102,6 +106,7 @@ def _run(context: typer.Context, out: Path | None, resume: bool) -> Run:
         return _resumed(context, out)
     if out is None:
         out = Path("runs") / datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    values["memory_budget"] = bytes_of(values["memory_budget"])
     config = RunConfig.parse(values | {"out": str(out)})
     names = tuple(dict.fromkeys(m.strip() for m in context.params["methods"].split(",") if m))
     return Run(config, names, _rates(context.params["rate"] or []))

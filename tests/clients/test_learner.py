@@ -17,7 +17,7 @@ from fleet.adapt.merge import merge
 from fleet.adapt.network import folded_network, parameters_of, with_parameters
 from fleet.adapt.state import CoreState
 from fleet.adapt.train import batches
-from fleet.errors import MismatchError
+from fleet.errors import InputError, MismatchError
 from fleet.federate.admission import Admitted, Bounds, admit
 from fleet.federate.records import Plan
 from fleet.federate.releases import Release, catch_up, first_release
@@ -68,7 +68,7 @@ def test_the_update_is_the_state_after_training_minus_the_state_before(
 ) -> None:
     plan = make_plan(learner, make_config(), state)
     delta, _ = learner.train(plan, state)
-    after = learner.bench.attach(state, torch.float32)
+    after = learner.bench.attach("core", state, torch.float32)
     rng = generator(plan.seed, plan.round, learner.device, "batches")
     x, y = torch.from_numpy(learner.windows.train_x), torch.from_numpy(learner.windows.train_y)
     parameters = list(after.parameters.values())
@@ -272,3 +272,34 @@ def test_there_is_no_learner_for_a_node_beyond_the_fleet(make_config: MakeConfig
         learner_of(make_config().for_flower(), 3)
     assert refused.value.code == "no-such-person"
     assert "num-supernodes=3" in refused.value.hint
+
+
+def test_a_memory_budget_cuts_batches_and_leaves_the_update_as_it_is_up_to_rounding(
+    learner: Learner, make_config: MakeConfig, state: CoreState
+) -> None:
+    plan = make_plan(learner, make_config(), state)
+    whole = learner.memory_plan("core", plan.batch)
+    assert whole is None
+    base, windows = learner.bench.base, learner.windows
+    roomy = Learner("person-x", base, windows, memory_budget_bytes=2**30).memory_plan("core", 16)
+    assert roomy is not None
+    assert (roomy.windows, roomy.parts) == (16, 1)
+    tight = Learner(learner.device, base, windows, memory_budget_bytes=roomy.peak_bytes // 2)
+    cut = tight.memory_plan("core", plan.batch)
+    assert cut is not None
+    assert cut.windows < plan.batch
+    assert cut.peak_bytes <= tight.memory_budget_bytes
+    expected, _ = learner.train(plan, state)
+    delta, _ = tight.train(plan, state)
+    assert (delta - expected).norm < 1e-3 * expected.norm
+
+
+def test_a_budget_below_one_window_is_refused_with_what_it_takes(learner: Learner) -> None:
+    tiny = Learner("person-x", learner.bench.base, learner.windows, memory_budget_bytes=10)
+    with pytest.raises(InputError, match="training on one window takes"):
+        tiny.memory_plan("core", 16)
+
+
+def test_methods_that_train_whole_kernels_have_no_memory_plan(learner: Learner) -> None:
+    bounded = Learner("person-x", learner.bench.base, learner.windows, memory_budget_bytes=2**30)
+    assert bounded.memory_plan("full", 16) is None
