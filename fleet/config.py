@@ -25,8 +25,8 @@ class RunConfig(BaseModel):
             and the built-in synthetic fleet where not.
         classes: ``basic`` (the basic activities where a set names them) or ``all``.
         model: Backbone, see ``fleet.models.registry``.
-        method: What is trained: ``core``, ``head`` or ``full``.
-        frame: ``svd`` or ``tt``.
+        method: What is trained: ``core``, ``bias``, ``head`` or ``full``.
+        frame: ``svd``, ``tt`` or ``random``.
         rank: Columns of each core.
         rounds: Rounds to run.
         seed: Root of every random choice.

@@ -22,6 +22,7 @@ COLOURS = {
     "full": "#D55E00",
     "head": "#009E73",
     "local": "#CC79A7",
+    "bias": "#E69F00",
 }
 OTHER = "#555555"
 DOTS_PER_INCH = 130

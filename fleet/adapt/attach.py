@@ -217,7 +217,7 @@ def make_frames(
 
     Args:
         folded: Folded network.
-        kind: ``svd`` or ``tt``.
+        kind: ``svd``, ``tt`` or ``random``.
         rank: Columns of each core.
         windows: Source windows ``(n, channels, window)``. Given these, every direction is scaled so
             that its bottleneck channel has unit RMS on them; then one learning rate suits all
@@ -270,7 +270,7 @@ class _Square:
     def factors(self, frame: Frame) -> NDArray[np.float64]:
         """Return 1/RMS by direction; directions that hardly respond are not blown up."""
         mean: NDArray[np.float64] = self.total / max(self.count, 1)
-        if frame.kind == "tt":
+        if frame.kind != "svd":
             mean = mean.mean(axis=0)
         rms = np.sqrt(mean)
         largest = float(rms.max(initial=0.0))

@@ -10,6 +10,10 @@ frozen suffix ``S (r, I/g, *k)`` (LoRA-Edge, arXiv 2511.03765, Sec. III). Two fr
     ``S = Σ_r V_rᵀ = M·K`` with ``M = U_rᵀ``: the core path is then an r-channel bottleneck on the
     *output* of the frozen convolution (no second convolution), and only M needs to be kept.
 
+``random``
+    S is random, from a seed named after the layer: what LoRA with its first factor frozen trains
+    (LoRA-FA, arXiv 2308.03303; FFA-LoRA, arXiv 2403.12313). The control for the other two.
+
 Gauge: cuts go left to right, output mode first; singular values are pushed right (S carries Σ);
 the largest entry of each right vector is positive. Frames are computed in float64, rounded once to
 float32 and then shipped with the base. They are never recomputed on a device, because signs and
@@ -28,6 +32,7 @@ from numpy.typing import NDArray
 
 from fleet.adapt.digest import digest_arrays
 from fleet.errors import FrameError
+from fleet.seeds import generator
 
 __all__ = [
     "FRAME_KINDS",
@@ -39,7 +44,7 @@ __all__ = [
     "tt_svd",
 ]
 
-FrameKind = Literal["svd", "tt"]
+FrameKind = Literal["svd", "tt", "random"]
 FRAME_KINDS: tuple[FrameKind, ...] = get_args(FrameKind)
 
 # Two singular values closer than this fraction of the largest span one plane that no rule can
@@ -52,11 +57,11 @@ class Frame:
     """The frozen basis of one layer.
 
     Args:
-        kind: ``svd`` or ``tt``.
+        kind: ``svd``, ``tt`` or ``random``.
         rank: r, the number of columns of the layer's core.
         groups: Groups of the convolution; 1 for a linear layer.
         array: float32. ``svd``: M ``(groups, r, O/groups)`` with orthogonal rows, orthonormal
-            until they are scaled; ``tt``: S ``(r, I/groups, *k)``, shared by all groups.
+            until they are scaled; else S ``(r, I/groups, *k)``, shared by all groups.
     """
 
     kind: FrameKind
@@ -78,7 +83,7 @@ class Frame:
         Args:
             kernel: The layer's dense kernel ``(O, I/groups, *k)``.
         """
-        if self.kind == "tt":
+        if self.kind != "svd":
             suffix = self.array.astype(np.float64)
             return np.broadcast_to(suffix, (self.groups, *suffix.shape))
         grouped = kernel.astype(np.float64).reshape(self.groups, -1, *kernel.shape[1:])
@@ -95,31 +100,32 @@ class Frame:
         The space that cores can reach stays the same; only step sizes change.
 
         Args:
-            factors: float64 ``(groups, r)`` for ``svd``, ``(r,)`` for ``tt``.
+            factors: float64 ``(groups, r)`` for ``svd``, ``(r,)`` for the others.
         """
         lead = 2 if self.kind == "svd" else 1
         lift = factors.reshape(factors.shape + (1,) * (self.array.ndim - lead))
         return replace(self, array=(self.array.astype(np.float64) * lift).astype(np.float32))
 
     def truncated(self, rank: int) -> Frame:
-        """Return the first ``rank`` directions of an ``svd`` frame (they are nested).
+        """Return the first ``rank`` directions of an ``svd`` or ``random`` frame (they nest).
 
         Raises:
             FrameError: ``frame-not-nested`` for ``tt``; ``rank-too-large`` beyond this rank.
         """
         if rank == self.rank:
             return self
-        if self.kind != "svd":
+        if self.kind == "tt":
             raise FrameError(
                 "frame-not-nested",
                 f"a tt frame of rank {self.rank} has no sub-frame of rank {rank}",
-                "Only svd frames are nested; make a base with the rank that you want.",
+                "Frames of the other kinds are nested; or make a base with the rank that you want.",
             )
         if not 1 <= rank < self.rank:
             raise FrameError(
                 "rank-too-large", f"this frame has rank {self.rank}; rank {rank} was asked for"
             )
-        return replace(self, rank=rank, array=np.ascontiguousarray(self.array[:, :rank]))
+        kept = self.array[:, :rank] if self.kind == "svd" else self.array[:rank]
+        return replace(self, rank=rank, array=np.ascontiguousarray(kept))
 
 
 def make_frame(
@@ -130,7 +136,7 @@ def make_frame(
     Args:
         kernel: Dense kernel ``(O, I/groups, *k)`` of a convolution, or ``(O, I)`` of a linear
             layer.
-        kind: ``svd`` (one frame per group) or ``tt`` (one over all outputs).
+        kind: ``svd`` (one frame per group), ``tt`` or ``random`` (one over all outputs).
         rank: Columns of the core.
         groups: Groups of the convolution.
         layer: Name used in errors.
@@ -142,6 +148,10 @@ def make_frame(
     if not np.isfinite(kernel).all():
         raise FrameError("kernel-not-finite", f"{layer}: the kernel holds NaN or infinity")
     check_rank(kernel.shape, kind, rank, groups=groups, layer=layer)
+    if kind == "random":
+        random = generator(0, 0, layer, "random frame").normal(size=(rank, *kernel.shape[1:]))
+        fan_in = int(np.prod(kernel.shape[1:]))
+        return Frame("random", rank, groups, (random / np.sqrt(fan_in)).astype(np.float32))
     exact = kernel.astype(np.float64)
     if kind == "tt":
         suffix = _contract(tt_svd(exact, rank, layer=layer)[1:])
@@ -152,7 +162,7 @@ def make_frame(
 
 
 def largest_rank(shape: Sequence[int], kind: FrameKind, groups: int = 1) -> int:
-    """Return the largest rank: ``min(O/g, I/g·Πk)`` for svd, ``min(O, I/g·Πk)`` for tt."""
+    """Return the largest rank: ``min(O/g, I/g·Πk)`` for svd, else ``min(O, I/g·Πk)``."""
     outputs, inputs = shape[0], int(np.prod(shape[1:], dtype=np.int64))
     return min(outputs // groups if kind == "svd" else outputs, inputs)
 

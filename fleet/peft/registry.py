@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fleet.errors import InputError
+from fleet.peft.bias import bias
 from fleet.peft.core import core
 from fleet.peft.full import full
 from fleet.peft.head import head
@@ -10,7 +11,7 @@ from fleet.peft.method import Method
 
 __all__ = ["METHODS", "find"]
 
-METHODS: dict[str, Method] = {method.name: method for method in (core, head, full)}
+METHODS: dict[str, Method] = {method.name: method for method in (core, bias, head, full)}
 
 
 def find(name: str) -> Method:

@@ -68,7 +68,7 @@ MicroBatch = Annotated[int, typer.Option(help="Windows that run together; 0: the
 Runs = Annotated[int, typer.Option(help="Timed steps of each side.", min=1)]
 Out = Annotated[Path | None, typer.Option(help="Folder for the CSV and the plot.")]
 Rank = Annotated[int, typer.Option(help="Rank of cores and LoRA.", min=1)]
-Frame = Annotated[str, typer.Option(help="Frame of the cores: svd or tt.")]
+Frame = Annotated[str, typer.Option(help="Frame of the cores: svd, tt or random.")]
 Channels = Annotated[int, typer.Option(help="Sensor channels.", min=1)]
 Window = Annotated[int, typer.Option(help="Samples per window.", min=8)]
 Classes = Annotated[int, typer.Option(help="Classes.", min=2)]
@@ -129,7 +129,9 @@ def _setting(
 
     kind = next((k for k in FRAME_KINDS if k == frame), None)
     if kind is None:
-        raise InputError("unknown-frame", f"there is no frame {frame!r}", "Known: svd, tt.")
+        raise InputError(
+            "unknown-frame", f"there is no frame {frame!r}", f"Known: {', '.join(FRAME_KINDS)}."
+        )
     config = ModelConfig(name=model, channels=channels, classes=classes, window=window)
     return Setting(config, batch, min(micro_batch or batch, batch), rank, kind, runs)
 

@@ -51,7 +51,7 @@ def simulate(
     ] = "",
     classes: Annotated[str, typer.Option(help="basic or all.")] = "basic",
     model: Annotated[str, typer.Option(help="Backbone: small-cnn or t-resnet.")] = "small-cnn",
-    frame: Annotated[str, typer.Option(help="Frame of the cores: svd or tt.")] = "svd",
+    frame: Annotated[str, typer.Option(help="Frame of the cores: svd, tt or random.")] = "svd",
     rank: Annotated[int, typer.Option(help="Columns of each core.")] = 4,
     rounds: Annotated[int, typer.Option(help="Federated rounds.")] = 8,
     seed: Annotated[int, typer.Option(help="Root of every random choice.")] = 0,
@@ -59,7 +59,7 @@ def simulate(
         str, typer.Option(help="How the fleet's sensors sit: remount:DEGREES or none.")
     ] = "remount:35",
     methods: Annotated[
-        str, typer.Option(help="Methods to compare, by comma: core, head, full, local.")
+        str, typer.Option(help="Methods to compare, by comma: core, bias, head, full, local.")
     ] = "core,head,full,local",
     rate: Annotated[
         list[str] | None,

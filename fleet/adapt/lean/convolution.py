@@ -113,7 +113,7 @@ class Convolve:
         if not below:
             return grad, None
         gz = torch.bmm(rows, self._cores.transpose(1, 2).contiguous().transpose(1, 2))
-        if self.core.kind == "tt":
+        if self.core.kind != "svd":
             return grad, _unmatrix(gz, grad)
         if owned:
             rows.baddbmm_(gz, self.core.mixing)

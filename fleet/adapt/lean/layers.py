@@ -103,7 +103,7 @@ class Multiply:
         if not run.wants[0]:
             return (None,)
         dx = rows @ self.layer.weight
-        if gz is not None and core is not None and core.kind == "tt":
+        if gz is not None and core is not None and core.kind != "svd":
             dx.addmm_(gz, core.suffix)
         return (dx.view(*shape[:-1], -1),)
 

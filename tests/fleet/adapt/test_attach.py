@@ -21,7 +21,7 @@ from fleet.errors import FleetError, MismatchError
 from fleet.models.config import ModelConfig
 from fleet.models.registry import build
 
-KINDS: tuple[FrameKind, ...] = ("svd", "tt")
+KINDS: tuple[FrameKind, ...] = ("svd", "tt", "random")
 
 # name: (layer, input shape)
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {

@@ -12,7 +12,7 @@ from fleet.adapt.state import CORE_SUFFIX, CoreState, Layout
 from fleet.models.config import ModelConfig
 from fleet.models.registry import build
 
-KINDS: tuple[FrameKind, ...] = ("svd", "tt")
+KINDS: tuple[FrameKind, ...] = ("svd", "tt", "random")
 
 
 def folded(name: str = "small-cnn") -> nn.Module:

@@ -336,3 +336,17 @@ def test_scaling_moves_the_step_sizes_and_not_the_space() -> None:
     np.testing.assert_array_equal(
         train.scaled(factors[0]).suffix(kernel), train.suffix(kernel) * factors[0][:, None, None]
     )
+
+
+def test_a_random_frame_depends_on_the_layers_name_and_not_on_the_kernels_values() -> None:
+    kernels = [np.random.default_rng(seed).normal(size=(6, 4, 3)) for seed in (0, 1)]
+    one, two = (make_frame(kernel, "random", 2, layer="conv1") for kernel in kernels)
+    other = make_frame(kernels[0], "random", 2, layer="conv2")
+    assert one.digest == two.digest != other.digest
+    assert one.suffix(kernels[0]).shape == (1, 2, 4, 3)
+
+
+def test_random_frames_are_nested() -> None:
+    kernel = np.random.default_rng(0).normal(size=(6, 4, 3))
+    wide = make_frame(kernel, "random", 3, layer="conv1")
+    np.testing.assert_array_equal(wide.truncated(2).suffix(kernel), wide.suffix(kernel)[:, :2])

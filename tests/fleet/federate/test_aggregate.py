@@ -183,7 +183,7 @@ def test_adding_leaves_the_sums_that_are_added_alone() -> None:
     assert (one.total.tolist(), one.weight, one.count) == ([2] * SIZE, 2, 1)
 
 
-@pytest.mark.parametrize("kind", ["svd", "tt"])
+@pytest.mark.parametrize("kind", ["svd", "tt", "random"])
 def test_the_mean_of_states_is_the_mean_of_merged_kernels(kind: str) -> None:
     random = np.random.default_rng(3)
     kernel = random.normal(size=(8, 5, 3))

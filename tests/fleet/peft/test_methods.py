@@ -35,7 +35,7 @@ def frames(folded: nn.Module) -> dict[str, Frame]:
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="'lora'; known: core, full, head") as caught:
+    with pytest.raises(InputError, match="'lora'; known: bias, core, full, head") as caught:
         find("lora")
     assert caught.value.code == "unknown-method"
 

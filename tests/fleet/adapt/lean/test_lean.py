@@ -33,7 +33,7 @@ DENSE: dict[str, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize("dense", DENSE)
-@pytest.mark.parametrize("kind", ["svd", "tt"])
+@pytest.mark.parametrize("kind", ["svd", "tt", "random"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_are_those_of_plain_autograd(name: str, kind: FrameKind, dense: str) -> None:
     plain, lean = pair(name, kind, DENSE[dense])
