@@ -1,8 +1,18 @@
 """The registry that names backbones, and the one function from a config to a model.
 
 A backbone is a module in evaluation order (convolution, then its batch norm, then the
-non-linearity) whose last layer is an ``nn.Linear`` called ``head``. Add your own with
-:func:`register`.
+non-linearity) whose last layer is an ``nn.Linear`` called ``head``. Its forward takes windows
+``(batch, channels, window)`` and does not branch on their values, so that it can be traced. Add
+your own with :func:`register`.
+
+``calanet``
+    Nine temporal convolutions, all of which reach the head: concatenating, with a grouped layer.
+``mobilenetv2-1d``, ``mobilenetv2-2d``
+    Inverted residuals with depthwise convolutions, over time and over images of ``time × 1``.
+``small-cnn``
+    Three convolutions, for quick runs.
+``t-resnet``
+    LoRA-Edge's temporal residual network.
 """
 
 from __future__ import annotations
@@ -13,7 +23,9 @@ import torch
 from torch import nn
 
 from fleet.errors import ModelError
+from fleet.models.calanet import CALANet
 from fleet.models.config import ModelConfig
+from fleet.models.mobilenet_v2 import mobilenet_v2_1d, mobilenet_v2_2d
 from fleet.models.small_cnn import SmallCNN
 from fleet.models.t_resnet import TResNet
 
@@ -22,6 +34,9 @@ __all__ = ["HEAD", "build", "names", "register"]
 HEAD = "head"
 
 _BACKBONES: dict[str, Callable[[ModelConfig], nn.Module]] = {
+    "calanet": CALANet,
+    "mobilenetv2-1d": mobilenet_v2_1d,
+    "mobilenetv2-2d": mobilenet_v2_2d,
     "small-cnn": SmallCNN,
     "t-resnet": TResNet,
 }

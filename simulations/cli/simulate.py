@@ -50,7 +50,12 @@ def simulate(
         str, typer.Option(help="Name or path of a data set; default: HAPT if found, or synthetic.")
     ] = "",
     classes: Annotated[str, typer.Option(help="basic or all.")] = "basic",
-    model: Annotated[str, typer.Option(help="Backbone: small-cnn or t-resnet.")] = "small-cnn",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Backbone: small-cnn, t-resnet, mobilenetv2-1d, mobilenetv2-2d, calanet."
+        ),
+    ] = "small-cnn",
     frame: Annotated[str, typer.Option(help="Frame of the cores: svd, tt or random.")] = "svd",
     rank: Annotated[int, typer.Option(help="Columns of each core.")] = 4,
     rounds: Annotated[int, typer.Option(help="Federated rounds.")] = 8,

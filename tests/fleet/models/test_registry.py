@@ -22,7 +22,9 @@ def clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ModelError, match=r"'lstm'; known: small-cnn, t-resnet") as caught:
+    with pytest.raises(
+        ModelError, match=r"'lstm'; known: calanet, .*small-cnn, t-resnet"
+    ) as caught:
         build(SMALL.model_copy(update={"name": "lstm"}))
     assert caught.value.code == "unknown-model"
 
