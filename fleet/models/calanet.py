@@ -13,13 +13,13 @@ From the paper:
 - a grouped temporal convolution over the full length summarises the layers, and the summaries are
   concatenated for the classifier.
 
-Ours, because the summaries leave it open: that an LCTM is a 1×1 convolution to a few channels, one per
-layer, and that the pool is an average pool to the last layer's length, *before* the LCTM, so that
-an LCTM's cost does not grow with its layer's length; nine layers of kernel 5 in three stages of
-width 64, 128 and 192; max-pooling by 2 at the end of the first two stages; 16 channels per layer
-after the LCTM and 16 in its summary; batch norm and ReLU behind every convolution; one convolution
-with a group per layer for all full-length summaries. Scores of this network are therefore not the
-paper's.
+Ours, because the summaries leave it open: that an LCTM is a 1×1 convolution to a few channels, one
+per layer, and that the pool is an average pool to the last layer's length, *before* the LCTM, so
+that an LCTM's cost does not grow with its layer's length; nine layers of kernel 5 in three stages
+of width 64, 128 and 192; max-pooling by 2 at the end of the first two stages; 16 channels per
+layer after the LCTM and 16 in its summary; batch norm and ReLU behind every convolution; one
+convolution with a group per layer for all full-length summaries. Scores of this network are
+therefore not the paper's.
 
 835,980 parameters at 6 channels, 128 samples and 12 classes.
 """

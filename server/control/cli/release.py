@@ -20,8 +20,14 @@ __all__ = ["app"]
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 BASE_FILE = "base.safetensors"
-Folder = Annotated[Path, typer.Argument(help="Folder of a method's run, e.g. runs/hapt/core.")]
-File = Annotated[Path, typer.Argument(help="A release's file, or a run's folder for its last one.")]
+# A run's folder stands for the releases of this method where it has them.
+LEADING_METHOD = "core"
+Folder = Annotated[
+    Path, typer.Argument(help="Folder of a run or of one method in it, e.g. runs/hapt/core.")
+]
+File = Annotated[
+    Path, typer.Argument(help="A release's file, or a run's or method's folder for its last one.")
+]
 
 
 @app.callback()
@@ -29,9 +35,12 @@ def group() -> None:
     """List, show, compare and merge releases."""
 
 
-@app.command("list", epilog="Example:\n\nfleet release list runs/hapt/core")
-def list_(folder: Folder, form: FormatOption = Format.table) -> None:
-    """List a run's releases, oldest first, and check that each follows from the one before."""
+@app.command("list", epilog="Examples:\n\nfleet release list\n\nfleet release list runs/hapt/core")
+def list_(folder: Folder = Path("runs"), form: FormatOption = Format.table) -> None:
+    """List releases, oldest first, and check that each follows from the one before.
+
+    Without a folder: those of the newest run in runs/.
+    """
     releases = [_load(path) for path in _files(folder)]
     rows = []
     parent = None
@@ -139,15 +148,19 @@ def _load(path: Path) -> Release:
 
 
 def _files(folder: Path) -> list[Path]:
-    places = (folder / "releases", folder)
-    for place in places:
-        files = sorted(place.glob("[0-9]*.safetensors"))
-        if files:
-            return files
+    """Return the releases of a method's folder, a run's folder or, of many runs, the newest."""
+    runs = sorted(folder.glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    methods = [folder / LEADING_METHOD, *sorted(p.parent for p in folder.glob("*/releases"))]
+    newest = [run.parent / LEADING_METHOD for run in runs[:1]]
+    for place in (folder, *methods, *newest):
+        for inner in (place / "releases", place):
+            files = sorted(inner.glob("[0-9]*.safetensors"))
+            if files:
+                return files
     raise InputError(
         "no-releases",
         f"there are no releases in {folder}",
-        "Name a method's folder inside a run, e.g. runs/hapt/core.",
+        "Name a run's folder or a method's inside it, e.g. runs/hapt or runs/hapt/core.",
     )
 
 

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 from torch import nn
 
 from fleet.adapt.attach import make_frames
@@ -15,16 +14,6 @@ from fleet.adapt.base import Base, BaseRecord
 from fleet.adapt.fold import fold
 from fleet.models.config import ModelConfig
 from fleet.models.registry import build
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    # Linear algebra on busy cores spins for seconds; kernels this small need milliseconds.
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(before)
 
 
 def lived_in(network: nn.Module, seed: int = 0) -> nn.Module:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -21,14 +20,6 @@ from fleet.models.config import ModelConfig
 from fleet.models.registry import build
 from tests.fleet.adapt.lean.comparing import assert_same
 from tests.fleet.adapt.lean.networks import state_of
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def network(channels: int = 6, window: int = 60, classes: int = 12, seed: int = 0) -> nn.Module:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -32,14 +31,6 @@ BLOCKS = [
     *[(64, 6, 64), (64, 6, 64), (64, 6, 64), (64, 6, 96), (96, 6, 96), (96, 6, 96)],
     *[(96, 6, 160), (160, 6, 160), (160, 6, 160), (160, 6, 320)],
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def network(

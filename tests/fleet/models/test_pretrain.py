@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -14,14 +12,6 @@ from fleet.models.pretrain import pretrain
 
 CONFIG = ModelConfig(name="small-cnn", channels=2, classes=3, window=16)
 Problem = tuple[NDArray[np.float32], NDArray[np.int64]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

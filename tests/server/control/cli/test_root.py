@@ -217,8 +217,8 @@ def test_a_list_shows_every_release_and_that_they_are_chained(
     assert [release["chained"] for release in releases] == [True, True]
 
 
-@pytest.mark.parametrize("name", ["releases/000002.safetensors", "."])
-def test_a_release_is_shown_by_its_file_or_its_folder(
+@pytest.mark.parametrize("name", ["releases/000002.safetensors", ".", "..", "../.."])
+def test_a_release_is_shown_by_its_file_its_methods_its_runs_or_the_runs_folder(
     ask: Json, method_folder: Path, last: Release, name: str
 ) -> None:
     code, envelope = ask("release", "show", method_folder / name)
