@@ -45,6 +45,8 @@ bench: $(STAMP) ## The benchmarks: both sides in one run, medians and spread.
 	@$(BIN)/fleet bench aggregate
 	@$(BIN)/fleet bench wire
 	@$(BIN)/fleet bench protocol
+	@$(BIN)/fleet bench memory
+	@$(BIN)/fleet bench memory --micro-batch 8
 
 clean: ## Remove the virtual environment and caches; runs/ stays.
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
