@@ -68,6 +68,8 @@ __all__ = [
 
 # A round that nobody answers is tried again this often before the run ends with an error.
 LARGEST_ABANDONED_IN_A_ROW = 3
+# Answers that nobody waits for are recorded up to this many a round, then dropped.
+LARGEST_STRAY_ANSWERS = 1000
 # Characters of a refusal's detail; a device may send any text.
 LARGEST_DETAIL = 500
 
@@ -164,6 +166,9 @@ def _collect(state: State, event: Event) -> Step:
 
 def _judge(state: State, event: Answered) -> State:
     assert state.plan is not None
+    stray = event.device not in state.unanswered
+    if stray and len(state.refused) >= len(state.selected) + LARGEST_STRAY_ANSWERS:
+        return state
     if event.device not in state.selected:
         return _refuse(state, event.device, Reason.unselected, "not in this round's cohort")
     if event.device not in state.unanswered:

@@ -307,6 +307,19 @@ def test_a_second_answer_of_a_device_is_recorded_and_changes_nothing_else() -> N
     assert [r.reason for r in twice.refused] == [Reason.duplicate]
 
 
+def test_answers_that_nobody_waits_for_are_recorded_up_to_a_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(c, "LARGEST_STRAY_ANSWERS", 2)
+    state = opened()
+    stray = [answer(state, f"stranger-{n}") for n in range(10)]
+    state, _ = take(state, *stray)
+    assert len(state.refused) == len(state.selected) + 2
+    last, effects = take(state, *(answer(state, device) for device in state.selected))
+    assert record_of(effects).released
+    assert set(last.accepted) == set(state.selected)
+
+
 def test_a_refused_device_does_not_get_a_second_try() -> None:
     state = opened(DEVICES[:2])
     state, _ = take(state, answer(state, "person-01", examples=0), answer(state, "person-01"))
