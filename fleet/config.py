@@ -26,11 +26,13 @@ class RunConfig(BaseModel):
         classes: ``basic`` (the basic activities where a set names them) or ``all``.
         model: Backbone, see ``fleet.models.registry``.
         method: What is trained: ``core``, ``bias``, ``head`` or ``full``.
-        frame: ``svd``, ``tt`` or ``random``.
+        frame: ``svd``, ``tt``, ``random``, ``gradient`` or ``people``.
         rank: Columns of each core.
         rounds: Rounds to run.
         seed: Root of every random choice.
-        shift: ``remount:DEGREES`` or ``none``; how the fleet's sensors differ from the source's.
+        shift: How the fleet's sensors differ from the source's: ``none``, ``remount:DEGREES``,
+            ``gain:PERCENT``, ``rate:PERCENT``, ``noise:PERCENT``, ``placement:DEGREES``, or several
+            joined by ``+``; see ``fleet.har.shifts``.
         fleet_fraction: Share of the people that form the fleet; the others are source people.
         train_fraction: Share of a device's windows, in time order, that it trains on.
         epochs: Passes over a device's windows per round.

@@ -284,11 +284,10 @@ def _scores(results: Mapping[str, NDArray[np.int64]]) -> dict[str, float | None]
 
 def _about(population: Population) -> str:
     data = population.dataset
-    shift = population.shift
-    sits = "no shift" if shift is None else f"sensors re-mounted by {shift.degrees:g}°"
+    shift = "no shift" if population.shift is None else str(population.shift)
     return (
         f"data {data.name} · {len(population.source)} source people, {len(population.fleet)} fleet "
-        f"people · {len(data.labels)} classes · {sits}"
+        f"people · {len(data.labels)} classes · {shift}"
     )
 
 

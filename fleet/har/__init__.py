@@ -2,7 +2,7 @@
 
     sources.find("hapt") ──► DataSet ──► partition.split_people ──► partition.chronological
     hapt | motionsense | usc_had        normalise.fit (source people only)
-    synthetic.make                      shifts.parse("remount:35").rotation(seed, device)
+    synthetic.make                      shifts.parse("remount:35").apply(x, ...)
 
 Everything here needs numpy alone; only the USC-HAD reader asks for scipy, when it is called.
 """

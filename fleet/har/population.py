@@ -16,7 +16,7 @@ from fleet.config import RunConfig
 from fleet.har.dataset import DataSet, select_labels
 from fleet.har.normalise import Normalisation
 from fleet.har.partition import Share, chronological, device_name, pool, split_people
-from fleet.har.shifts import Remount, parse, rotate
+from fleet.har.shifts import Shift, parse
 from fleet.har.sources import basic_labels, default_name, find
 
 __all__ = ["LabelledWindows", "Population", "population_of", "share_windows", "windows_of"]
@@ -44,7 +44,7 @@ class Population:
     dataset: DataSet
     source: tuple[int, ...]
     fleet: tuple[int, ...]
-    shift: Remount | None
+    shift: Shift | None
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -74,7 +74,8 @@ def windows_of(
 ) -> LabelledWindows:
     """Return all windows of people as their sensors gave them, normalised."""
     rows = pool(population.dataset, people)
-    return _labelled(population.dataset, rows, normalisation, None)
+    dataset = population.dataset
+    return _labelled(dataset, rows, dataset.physical(rows), normalisation)
 
 
 def share_windows(
@@ -86,7 +87,7 @@ def share_windows(
     seed: int,
     shifted: bool = True,
 ) -> tuple[Share, LabelledWindows, LabelledWindows]:
-    """Return one device's past and future windows, shifted as its sensor sits.
+    """Return one device's past and future windows, shifted as its sensor is.
 
     Args:
         population: The run's people.
@@ -99,24 +100,23 @@ def share_windows(
     Returns:
         The share's rows, the training windows and the test windows.
     """
-    share = chronological(population.dataset, person, train_fraction)
-    rotation = None
+    dataset = population.dataset
+    share = chronological(dataset, person, train_fraction)
+    # Past and future in one call: one device has one noise level, and never the same noise twice.
+    x = dataset.physical(np.concatenate([share.train, share.test]))
     if shifted and population.shift is not None:
-        rotation = population.shift.rotation(seed, share.name)
-    train, test = (
-        _labelled(population.dataset, rows, normalisation, rotation)
-        for rows in (share.train, share.test)
-    )
-    return share, train, test
+        x = population.shift.apply(
+            x, dataset.channels, dataset.rate_hz, seed=seed, device=share.name
+        )
+    past = len(share.train)
+    train = _labelled(dataset, share.train, x[:past], normalisation)
+    return share, train, _labelled(dataset, share.test, x[past:], normalisation)
 
 
 def _labelled(
     dataset: DataSet,
     rows: NDArray[np.int64],
+    x: NDArray[np.float32],
     normalisation: Normalisation,
-    rotation: NDArray[np.float64] | None,
 ) -> LabelledWindows:
-    x = dataset.physical(rows)
-    if rotation is not None:
-        x = rotate(x, dataset.channels, rotation)
     return LabelledWindows(normalisation.apply(x), dataset.y[rows].astype(np.int64))

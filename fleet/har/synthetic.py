@@ -18,7 +18,7 @@ from fleet.errors import InputError
 from fleet.har.assembly import INERTIAL, RATE_HZ, STRIDE, WINDOW, Piece, assemble
 from fleet.har.dataset import DataSet
 from fleet.har.partition import device_name
-from fleet.har.shifts import rotation_matrix
+from fleet.har.rotation import rotation_matrix
 from fleet.har.windows import STANDARD_GRAVITY
 from fleet.seeds import generator
 

@@ -56,12 +56,18 @@ def simulate(
             help="Backbone: small-cnn, t-resnet, mobilenetv2-1d, mobilenetv2-2d, calanet."
         ),
     ] = "small-cnn",
-    frame: Annotated[str, typer.Option(help="Frame of the cores: svd, tt or random.")] = "svd",
+    frame: Annotated[
+        str, typer.Option(help="Frame of the cores: svd, tt, random, gradient or people.")
+    ] = "svd",
     rank: Annotated[int, typer.Option(help="Columns of each core.")] = 4,
     rounds: Annotated[int, typer.Option(help="Federated rounds.")] = 8,
     seed: Annotated[int, typer.Option(help="Root of every random choice.")] = 0,
     shift: Annotated[
-        str, typer.Option(help="How the fleet's sensors sit: remount:DEGREES or none.")
+        str,
+        typer.Option(
+            help="How the fleet's sensors differ: none, remount:DEGREES, gain:PERCENT, "
+            "rate:PERCENT, noise:PERCENT, placement:DEGREES, or several joined by +."
+        ),
     ] = "remount:35",
     methods: Annotated[
         str, typer.Option(help="Methods to compare, by comma: core, bias, head, full, local.")

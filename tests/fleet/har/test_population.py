@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +9,12 @@ import pytest
 
 from fleet.config import RunConfig
 from fleet.har import synthetic
-from fleet.har.normalise import fit
+from fleet.har.dataset import DataSet
+from fleet.har.normalise import Normalisation, fit
 from fleet.har.population import Population, population_of, share_windows
+from fleet.har.shifts import parse
+
+PLAIN = Normalisation(np.zeros(6, np.float32), np.ones(6, np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +39,30 @@ def test_the_shift_rotates_a_device_but_keeps_its_labels_and_lengths(people: Pop
     raw = [w.x * normalisation.std[:, None] + normalisation.mean[:, None] for w in (moved, still)]
     lengths = [np.linalg.norm(x[:, :3], axis=1) for x in raw]
     assert lengths[0] == pytest.approx(lengths[1], rel=1e-3)
+
+
+def test_remounted_windows_have_the_digest_that_they_always_had(
+    make_dataset: Callable[..., DataSet],
+) -> None:
+    # Releases of a fleet with re-mounted sensors depend on every bit of them.
+    tiny = Population(make_dataset(), (1,), (2,), parse("remount:35"))
+    _, past, future = share_windows(tiny, 2, PLAIN, train_fraction=0.6, seed=7)
+    digest = hashlib.sha256(past.x.tobytes() + future.x.tobytes()).hexdigest()
+    assert digest == "3b4ab6d54b32fe41fb9a9f2df2a84b5830a363f531028a5cc844794976640abf"
+
+
+def test_the_noise_of_the_past_does_not_come_again_in_the_future(
+    make_dataset: Callable[..., DataSet],
+) -> None:
+    tiny = Population(make_dataset(), (1,), (2,), parse("noise:50"))
+    arguments = {"train_fraction": 0.6, "seed": 7}
+    share, past, future = share_windows(tiny, 2, PLAIN, **arguments)
+    _, past_still, future_still = share_windows(tiny, 2, PLAIN, **arguments, shifted=False)
+    noise = [past.x - past_still.x, future.x - future_still.x]
+    assert np.abs(noise[0] - noise[1]).min() > 0
+    rows = np.concatenate([share.train, share.test])
+    level = np.std(tiny.dataset.physical(rows), axis=(0, 2))
+    assert np.std(np.concatenate(noise), axis=(0, 2)) == pytest.approx(0.5 * level, rel=0.5)
 
 
 def test_train_and_test_rows_of_a_device_are_its_persons_and_disjoint(people: Population) -> None:

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 
 from fleet.errors import DataError, InputError
 from fleet.har.dataset import Channel
-from fleet.har.shifts import Remount, parse, rotate, rotation_matrix
+from fleet.har.shifts import (
+    Composed,
+    Gain,
+    Noise,
+    Placement,
+    Rate,
+    Remount,
+    parse,
+    rotate,
+    rotation_matrix,
+)
 
 axes = st.lists(st.floats(-10, 10), min_size=3, max_size=3).map(np.array)
 degrees = st.floats(-180, 180)
@@ -100,17 +110,40 @@ def test_shifts_are_read_from_text() -> None:
     assert parse("none") is None
     assert parse("remount:35") == Remount(35.0)
     assert parse("remount:0.5") == Remount(0.5)
+    assert parse("gain:20") == Gain(20)
+    assert parse("rate:10") == Rate(10)
+    assert parse("noise:200") == Noise(200)
+    assert parse("placement:45") == Placement(45)
+    assert parse("noise:10+remount:35") == Composed((Noise(10), Remount(35)))
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "remount", "remount:", "remount:-5", "remount:181", "remount:nan", "None", "remount:1e1"],
+    [
+        *("", "remount", "remount:", "remount:-5", "remount:181", "remount:nan", "None"),
+        *("remount:1e1", "tilt:5", "gain:51", "rate:50.1", "noise:201", "placement:181"),
+        *("gain:20+", "+gain:20", "gain:20+none", "gain:20 + noise:10", "gain:20,noise:10"),
+        *("gain:10+gain:20", f"noise:{'9' * 400}"),
+    ],
 )
-def test_an_unknown_shift_is_refused_with_the_forms(text: str) -> None:
+def test_an_unknown_shift_is_refused_with_all_forms(text: str) -> None:
     with pytest.raises(InputError) as caught:
         parse(text)
     assert caught.value.code == "bad-shift"
-    assert "remount:DEGREES" in caught.value.hint
+    forms = ("none", "remount:DEG", "gain:PER", "rate:PER", "noise:PER", "placement:DEG", "+")
+    assert all(form in caught.value.hint for form in forms)
+
+
+def test_the_part_of_a_composition_that_is_wrong_is_named() -> None:
+    with pytest.raises(InputError, match="unknown shift 'tilt:5' in 'gain:20\\+tilt:5'"):
+        parse("gain:20+tilt:5")
+    with pytest.raises(InputError, match="gain comes more often"):
+        parse("gain:10+noise:1+gain:20")
+
+
+def test_a_shift_says_in_words_what_it_is() -> None:
+    assert str(parse("remount:35")) == "sensors re-mounted by 35°"
+    assert str(parse("gain:20+rate:2.5")) == "gains off by 20 %, sampling rates off by up to 2.5 %"
 
 
 def test_a_remount_checks_its_numbers() -> None:
