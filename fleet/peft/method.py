@@ -7,7 +7,7 @@ every method runs through the same code as the core adapter.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from fleet.adapt.state import CoreState, Layout
 from fleet.adapt.train import OptimiserName
 from fleet.errors import ModelError
 
-__all__ = ["Method", "trainable"]
+__all__ = ["Method", "combined", "trainable"]
 
 
 @dataclass(frozen=True)
@@ -72,3 +72,19 @@ def trainable(network: nn.Module, names: set[str]) -> Layout:
             "A backbone's last layer is an nn.Linear called head.",
         )
     return Layout.of(found)
+
+
+def combined(first: Method, second: Method) -> Method:
+    """Return the method that trains what either of two trains, under the first one's rates."""
+
+    def layout(network: nn.Module, frames: Mapping[str, Frame]) -> Layout:
+        both = (*first.layout(network, frames).entries, *second.layout(network, frames).entries)
+        return Layout.of(dict(both))
+
+    return replace(
+        first,
+        name=f"{first.name}+{second.name}",
+        summary=f"{first.summary.partition(';')[0]}, and {second.summary.partition(';')[0]}",
+        layout=layout,
+        lean=first.lean and second.lean,
+    )

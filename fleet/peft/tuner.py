@@ -66,6 +66,14 @@ class Tuned(ABC):
         """Return what is trained, by name."""
         return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
 
+    def calibrate(self, x: torch.Tensor) -> None:
+        """Look at the target's unlabelled training windows once, before training; else nothing.
+
+        Args:
+            x: Normalised windows ``(n, channels, window)``.
+        """
+        return
+
     @abstractmethod
     def merge(self) -> nn.Module:
         """Return a dense folded network that computes what the trained one does, for serving.
@@ -158,9 +166,7 @@ def of_method(method: Method, *, default_rate: float = 1e-2, ranked: bool = Fals
 
     def attach(start: Start) -> Tuned:
         zero = CoreState.zero(method.layout(start.folded, start.frames))
-        return _Entries(
-            start, method.attach(start.folded, start.frames, zero, dtype=torch.float32)
-        )
+        return _Entries(start, method.attach(start.folded, start.frames, zero, dtype=torch.float32))
 
     return Tuner(
         name=method.name,
