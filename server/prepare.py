@@ -9,24 +9,40 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from fleet.adapt.attach import adaptable_layers, make_frames, single_thread
 from fleet.adapt.base import Base, BaseRecord, load_base
 from fleet.adapt.fold import fold
-from fleet.adapt.frames import FrameKind, check_rank
+from fleet.adapt.frames import LEARNED_KINDS, Frame, FrameKind, check_rank
 from fleet.adapt.network import folded_network
 from fleet.config import RunConfig
-from fleet.errors import MismatchError
+from fleet.errors import DataError, MismatchError
 from fleet.har.normalise import Normalisation, fit
+from fleet.har.partition import device_name, pool
 from fleet.har.population import Population, windows_of
+from fleet.har.shifts import Remount, rotate
 from fleet.models.config import ModelConfig
 from fleet.models.pretrain import pretrain
 from fleet.models.registry import build
+from fleet.seeds import derive_seed
 
-__all__ = ["check_feasible", "normalisation_of", "obtain_base", "reframe", "train_base"]
+__all__ = [
+    "check_feasible",
+    "frame_sources",
+    "normalisation_of",
+    "obtain_base",
+    "reframe",
+    "train_base",
+]
 
 # More windows would not move a frame's scale visibly.
 CALIBRATION_WINDOWS = 1024
+# Of each source person and simulated shift, a learned frame sees at most so many windows.
+SOURCE_WINDOWS = 256
+# Simulated shifts of each source person. They do not follow the run's own shift: a server that
+# prepares a fleet does not know how its sensors will sit.
+SIMULATED_DEGREES = (15.0, 30.0, 45.0)
 
 OnEpoch = Callable[[int, float], None]
 
@@ -64,7 +80,7 @@ def obtain_base(config: RunConfig, population: Population, on_epoch: OnEpoch | N
         return train_base(config, population, population.source, on_epoch=on_epoch)
     base = load_base(Path(config.base))
     _check_fits(base, population, config.base)
-    return reframe(base, population, config.frame, config.rank)
+    return reframe(base, population, config.frame, config.rank, seed=config.seed)
 
 
 def train_base(
@@ -115,22 +131,95 @@ def train_base(
         rank=config.rank,
     )
     arrays = {name: np.array(t.numpy()) for name, t in network.state_dict().items()}
-    frames = make_frames(fold(network), config.frame, config.rank, _calibration(source.x))
+    rank, seed = config.rank, config.seed
+    frames = _frames(fold(network), population, people, normalisation, config.frame, rank, seed)
     return Base(record, arrays, frames)
 
 
-def reframe(base: Base, population: Population, kind: FrameKind, rank: int) -> Base:
+def reframe(
+    base: Base, population: Population, kind: FrameKind, rank: int, *, seed: int = 0
+) -> Base:
     """Return the base with frames of another kind or rank, made anew from its folded kernels.
 
     Done on the server only, and the result is another base with another digest; nothing changes
     when kind and rank are those that it has.
+
+    Args:
+        base: The base.
+        population: The data; its source people calibrate the frames, and teach the learned kinds.
+        kind: Frame kind.
+        rank: Columns of each core.
+        seed: Root of the simulated shifts behind a learned kind.
     """
     if (base.record.frame_kind, base.record.rank) == (kind, rank):
         return base
     record = base.record.model_copy(update={"frame_kind": kind, "rank": rank})
-    source = windows_of(population, population.source, normalisation_of(base))
-    frames = make_frames(folded_network(base), kind, rank, _calibration(source.x))
+    normalisation, people = normalisation_of(base), population.source
+    network = folded_network(base)
+    frames = _frames(network, population, people, normalisation, kind, rank, seed)
     return replace(base, record=record, frames=frames)
+
+
+def frame_sources(
+    population: Population, people: tuple[int, ...], normalisation: Normalisation, *, seed: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the batches that learned frames are made from.
+
+    Args:
+        population: The data.
+        people: Source people.
+        normalisation: Of the base.
+        seed: Root of the simulated shifts.
+
+    Returns:
+        One batch per person and simulated shift: windows ``(n, channels, window)`` float32 and
+        labels ``(n,)`` int64, n at most :data:`SOURCE_WINDOWS`, evenly spaced over the person's.
+        Where no channels form a three-axis sensor, one batch per person as it was worn.
+    """
+    dataset, batches = population.dataset, []
+    for person in people:
+        rows = pool(dataset, [person])
+        rows = rows[:: -(-len(rows) // SOURCE_WINDOWS)]
+        physical, y = dataset.physical(rows), torch.from_numpy(dataset.y[rows].astype(np.int64))
+        for x in _simulated(physical, population, device_name(person), seed):
+            batches.append((torch.from_numpy(normalisation.apply(x)), y))
+    return batches
+
+
+def _simulated(
+    x: NDArray[np.float32], population: Population, device: str, seed: int
+) -> list[NDArray[np.float32]]:
+    """Return windows in physical units under each simulated shift, or as they are."""
+    turned = []
+    for number, degrees in enumerate(SIMULATED_DEGREES):
+        # A seed of its own for each device and shift gives each an axis of its own, and none of
+        # them is the axis of the run.
+        own = derive_seed(seed, number, device, "frames")
+        try:
+            rotation = Remount(degrees).rotation(own, device)
+            turned.append(rotate(x, population.dataset.channels, rotation))
+        except DataError as error:
+            if error.code != "no-triples":
+                raise
+            return [x]
+    return turned
+
+
+def _frames(
+    folded: nn.Module,
+    population: Population,
+    people: tuple[int, ...],
+    normalisation: Normalisation,
+    kind: FrameKind,
+    rank: int,
+    seed: int,
+) -> dict[str, Frame]:
+    """Make frames that people's windows calibrate, and teach where the kind is learned."""
+    sources = None
+    if kind in LEARNED_KINDS:
+        sources = frame_sources(population, people, normalisation, seed=seed)
+    windows = _calibration(windows_of(population, people, normalisation).x)
+    return make_frames(folded, kind, rank, windows, sources=sources, seed=seed)
 
 
 def _calibration(x: NDArray[np.float32]) -> torch.Tensor:

@@ -50,7 +50,7 @@ class BaseRecord(BaseModel):
     std: tuple[float, ...]
     trained_on: str = ""  # what made it, for people: data set, source people, epochs
     frame_kind: FrameKind = "svd"
-    rank: int = Field(ge=1)
+    rank: int = Field(ge=1)  # the largest of the frames', where layers differ
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> BaseRecord:

@@ -14,6 +14,10 @@ frozen suffix ``S (r, I/g, *k)`` (LoRA-Edge, arXiv 2511.03765, Sec. III). Two fr
     S is random, from a seed named after the layer: what LoRA with its first factor frozen trains
     (LoRA-FA, arXiv 2308.03303; FFA-LoRA, arXiv 2403.12313). The control for the other two.
 
+``gradient``, ``people``
+    S is learned from the source people's windows, see :mod:`fleet.adapt.learned_frames`: the
+    leading right singular vectors of their gradients, or of what fine-tuning on each one changes.
+
 Gauge: cuts go left to right, output mode first; singular values are pushed right (S carries Σ);
 the largest entry of each right vector is positive. Frames are computed in float64, rounded once to
 float32 and then shipped with the base. They are never recomputed on a device, because signs and
@@ -35,17 +39,24 @@ from fleet.errors import FrameError
 from fleet.seeds import generator
 
 __all__ = [
+    "DEGENERATE_GAP",
     "FRAME_KINDS",
+    "LEARNED_KINDS",
     "Frame",
     "FrameKind",
     "check_rank",
+    "check_spectrum",
     "largest_rank",
     "make_frame",
+    "numerical_rank",
+    "right_signs",
     "tt_svd",
 ]
 
-FrameKind = Literal["svd", "tt", "random"]
+FrameKind = Literal["svd", "tt", "random", "gradient", "people"]
 FRAME_KINDS: tuple[FrameKind, ...] = get_args(FrameKind)
+# Kinds that no kernel alone can give.
+LEARNED_KINDS: tuple[FrameKind, ...] = ("gradient", "people")
 
 # Two singular values closer than this fraction of the largest span one plane that no rule can
 # split reproducibly.
@@ -57,7 +68,7 @@ class Frame:
     """The frozen basis of one layer.
 
     Args:
-        kind: ``svd``, ``tt`` or ``random``.
+        kind: One of :data:`FRAME_KINDS`.
         rank: r, the number of columns of the layer's core.
         groups: Groups of the convolution; 1 for a linear layer.
         array: float32. ``svd``: M ``(groups, r, O/groups)`` with orthogonal rows, orthonormal
@@ -107,7 +118,7 @@ class Frame:
         return replace(self, array=(self.array.astype(np.float64) * lift).astype(np.float32))
 
     def truncated(self, rank: int) -> Frame:
-        """Return the first ``rank`` directions of an ``svd`` or ``random`` frame (they nest).
+        """Return the first ``rank`` directions; frames of all kinds but ``tt`` nest.
 
         Raises:
             FrameError: ``frame-not-nested`` for ``tt``; ``rank-too-large`` beyond this rank.
@@ -142,9 +153,15 @@ def make_frame(
         layer: Name used in errors.
 
     Raises:
-        FrameError: ``rank-too-large``, ``rank-deficient``, ``degenerate-spectrum`` or
-            ``kernel-not-finite``.
+        FrameError: ``rank-too-large``, ``rank-deficient``, ``degenerate-spectrum``,
+            ``kernel-not-finite``, or ``frame-needs-data`` for a learned kind.
     """
+    if kind in LEARNED_KINDS:
+        raise FrameError(
+            "frame-needs-data",
+            f"{layer}: a {kind} frame is learned from source people's windows, not from a kernel",
+            "Give make_frames the sources, or choose svd, tt or random.",
+        )
     if not np.isfinite(kernel).all():
         raise FrameError("kernel-not-finite", f"{layer}: the kernel holds NaN or infinity")
     check_rank(kernel.shape, kind, rank, groups=groups, layer=layer)
@@ -207,7 +224,7 @@ def tt_svd(
         cut = min(rank, *matrix.shape)
         if mode > 0:
             # An inner bond may be narrower than asked, e.g. for filters that are constant in time.
-            cut = min(cut, _numerical_rank(np.linalg.svd(matrix, compute_uv=False)))
+            cut = min(cut, numerical_rank(np.linalg.svd(matrix, compute_uv=False)))
         left, rest = _cut(matrix, cut, layer)
         cores.append(left if mode == 0 else left.reshape(bond, width, -1))
         bond = left.shape[1]
@@ -220,24 +237,49 @@ def _cut(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Split ``matrix ≈ left·right`` at ``rank``; left has orthonormal columns, right carries Σ."""
     u, sigma, v = np.linalg.svd(matrix, full_matrices=False)
-    _check_spectrum(sigma, rank, layer)
-    peak = np.argmax(np.abs(v[:rank]), axis=1)
-    signs = np.where(v[np.arange(rank), peak] < 0, -1.0, 1.0)
+    check_spectrum(sigma, rank, layer)
+    signs = right_signs(v[:rank])
     return u[:, :rank] * signs, (sigma[:rank] * signs)[:, None] * v[:rank]
 
 
-def _numerical_rank(sigma: NDArray[np.floating[Any]]) -> int:
-    return int(np.sum(sigma > DEGENERATE_GAP * sigma[0]))
+def right_signs(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the sign ``(r,)`` that makes the largest entry of each row ``(r, n)`` positive."""
+    peak = np.argmax(np.abs(vectors), axis=1)
+    return np.where(vectors[np.arange(len(vectors)), peak] < 0, -1.0, 1.0)
 
 
-def _check_spectrum(sigma: NDArray[np.float64], rank: int, layer: str) -> None:
-    tolerance = DEGENERATE_GAP * sigma[0]
+def numerical_rank(sigma: NDArray[np.floating[Any]], gap: float = DEGENERATE_GAP) -> int:
+    """Return how many singular values, in descending order, stand above ``gap`` × the largest."""
+    return int(np.sum(sigma > gap * sigma[0]))
+
+
+def check_spectrum(
+    sigma: NDArray[np.float64],
+    rank: int,
+    layer: str,
+    *,
+    what: str = "kernel",
+    gap: float = DEGENERATE_GAP,
+) -> None:
+    """Refuse a cut after ``rank`` singular values that is not reproducible.
+
+    Args:
+        sigma: Singular values in descending order.
+        rank: Where the cut is.
+        layer: Name used in errors.
+        what: Whose spectrum it is, for errors.
+        gap: Smallest reproducible difference, as a fraction of the largest singular value.
+
+    Raises:
+        FrameError: ``rank-deficient`` or ``degenerate-spectrum``.
+    """
+    tolerance = gap * sigma[0]
     if sigma[rank - 1] <= tolerance:
-        possible = _numerical_rank(sigma)
+        possible = numerical_rank(sigma, gap)
         raise FrameError(
             "rank-deficient",
-            f"{layer}: the kernel has rank {possible}, below the rank {rank} that was asked for",
-            f"Choose --rank {possible} or less." if possible else "The kernel is zero.",
+            f"{layer}: the {what} has rank {possible}, below the rank {rank} that was asked for",
+            f"Choose --rank {possible} or less." if possible else f"The {what} is zero.",
         )
     if rank < len(sigma) and sigma[rank - 1] - sigma[rank] <= tolerance:
         raise FrameError(

@@ -31,7 +31,9 @@ def train(
     data: Annotated[str, typer.Option(help="Name or path of a data set.")] = "",
     classes: Annotated[str, typer.Option(help="basic or all.")] = "basic",
     model: Annotated[str, typer.Option(help="Backbone.")] = "small-cnn",
-    frame: Annotated[str, typer.Option(help="Frame of the cores: svd, tt or random.")] = "svd",
+    frame: Annotated[
+        str, typer.Option(help="Frame of the cores: svd, tt, random, gradient or people.")
+    ] = "svd",
     rank: Annotated[int, typer.Option(help="Columns of each core.")] = 4,
     epochs: Annotated[int, typer.Option(help="Passes over the source people's windows.")] = 12,
     seed: Annotated[int, typer.Option(help="Divides the people; root of the weights.")] = 0,

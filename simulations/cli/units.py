@@ -26,6 +26,6 @@ def bytes_of(text: str) -> int:
         raise InputError(
             "size",
             f"a size is a number and one of {', '.join(u for u in UNITS if u)}; not {text!r}",
-            "For example --memory-budget 64MiB.",
+            "For example 64MiB or 2kB.",
         )
     return int(float(found.group(1)) * UNITS[found.group(2)])

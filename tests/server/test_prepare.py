@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fleet.adapt.base import Base
+from fleet.adapt.frames import FrameKind
 from fleet.config import RunConfig
 from fleet.errors import FrameError, MismatchError, ModelError
 from fleet.har.population import Population, population_of, windows_of
 from fleet.peft.registry import METHODS, find
-from server.prepare import check_feasible, normalisation_of, obtain_base, reframe
+from server.prepare import check_feasible, frame_sources, normalisation_of, obtain_base, reframe
 from server.rehearsal import Rehearsal, _climb, rehearsal_base
 
 MakeConfig = Callable[..., RunConfig]
@@ -56,6 +59,61 @@ def test_a_base_is_taken_as_it_is_when_kind_and_rank_fit_and_reframed_when_not(
     assert (other.record.frame_kind, other.record.rank) == ("tt", 3)
     assert other.digest != tiny_base.digest
     assert all(np.array_equal(other.arrays[n], a) for n, a in tiny_base.arrays.items())
+
+
+@pytest.mark.parametrize("kind", ["gradient", "people"])
+def test_a_learned_frame_is_made_of_source_people_and_follows_the_seed(
+    tiny_people: Population, tiny_base: Base, kind: FrameKind
+) -> None:
+    one, two, other = (reframe(tiny_base, tiny_people, kind, 2, seed=seed) for seed in (0, 0, 1))
+    assert (one.record.frame_kind, one.record.rank) == (kind, 2)
+    assert one.digest == two.digest != other.digest
+    alone = Population(tiny_people.dataset, tiny_people.source, (), None)
+    assert reframe(tiny_base, alone, kind, 2).digest == one.digest
+
+
+def test_sources_are_each_persons_windows_turned_three_ways(
+    tiny_people: Population, tiny_base: Base
+) -> None:
+    normalisation = normalisation_of(tiny_base)
+    batches = frame_sources(tiny_people, tiny_people.source, normalisation, seed=0)
+    assert len(batches) == 3 * len(tiny_people.source)
+    for number, person in enumerate(tiny_people.source):
+        worn = windows_of(tiny_people, [person], normalisation)
+        turned = batches[3 * number : 3 * number + 3]
+        for x, y in turned:
+            assert (x.shape, x.dtype) == (worn.x.shape, torch.float32)
+            assert np.array_equal(y.numpy(), worn.y)
+        assert len({x.numpy().tobytes() for x, _ in turned} | {worn.x.tobytes()}) == 4
+
+
+def test_sources_without_three_axes_are_as_they_were_worn(
+    tiny_people: Population, tiny_base: Base
+) -> None:
+    channels = tuple(replace(c, name=f"c{n}") for n, c in enumerate(tiny_people.dataset.channels))
+    plain = replace(tiny_people, dataset=replace(tiny_people.dataset, channels=channels))
+    normalisation = normalisation_of(tiny_base)
+    batches = frame_sources(plain, plain.source, normalisation, seed=0)
+    assert len(batches) == len(plain.source)
+    worn = windows_of(plain, plain.source[:1], normalisation)
+    assert np.array_equal(batches[0][0].numpy(), worn.x)
+
+
+def test_no_source_batch_is_larger_than_its_cap(
+    tiny_people: Population, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.prepare.SOURCE_WINDOWS", 5)
+    batches = frame_sources(tiny_people, tiny_people.source, normalisation_of(tiny_base), seed=0)
+    assert all(0 < len(y) <= 5 for _, y in batches)
+
+
+@pytest.mark.parametrize("kind", ["gradient", "people"])
+def test_a_learned_rank_beyond_the_smallest_kernel_is_refused(
+    make_config: MakeConfig, tiny_people: Population, kind: FrameKind
+) -> None:
+    with pytest.raises(FrameError, match="1 to 30"):
+        check_feasible(make_config(frame=kind, rank=31), tiny_people)
+    check_feasible(make_config(frame=kind, rank=30), tiny_people)
 
 
 def test_normalisation_comes_from_source_people_alone(

@@ -34,6 +34,7 @@ SUMMARIES = {
     "base": "Train and inspect base models.",
     "bench": "Measure Corefleet beside its peers, both sides in one run.",
     "data": "List, inspect and convert data sets.",
+    "plan": "Choose the rank of each layer for a budget of bytes.",
     "release": "List, show, compare, verify and merge releases.",
     "simulate": "Let a fleet of people learn from their own sensor data (the main job).",
 }
