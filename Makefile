@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 PACKAGES := fleet clients server simulations
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-faults check format bench clean
+.PHONY: help install run test test-faults test-parity check format bench clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -19,7 +20,13 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  -e '.[sim,server,bench,dev]'
+	  -e '.[sim,server,dev]'
+	@touch $@
+
+$(BENCH_STAMP): $(STAMP)
+	@echo "installing what is compared with (HF PEFT, ONNX)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -e '.[bench]'
 	@touch $@
 
 run: $(STAMP) ## The main job: a fleet adapts a base model; HAPT where it is found, else synthetic.
@@ -30,6 +37,9 @@ test: $(STAMP) ## The whole default test suite.
 
 test-faults: $(STAMP) ## The slow tests that inject many failures.
 	@$(BIN)/python -m pytest -q -m faults
+
+test-parity: $(BENCH_STAMP) ## Hold our rivals to HF PEFT, and the merged graph to ONNX.
+	@$(BIN)/python -m pytest -q tests/fleet/peft/test_hf_parity.py tests/fleet/adapt/test_onnx_export.py
 
 check: $(STAMP) ## Format, lint, types and the fast tests.
 	@$(BIN)/ruff format --check .

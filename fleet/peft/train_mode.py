@@ -54,9 +54,10 @@ class _CoreTrainMode(_TrainMode):
         moved = merge(parameters_of(self._raw), self._frames, self._attached.state())
         merged = with_parameters(copy.deepcopy(self._raw), moved)
         statistics = {n: b for n, b in self.module.named_buffers() if "running" in n}
-        for name, buffer in merged.named_buffers():
-            if name in statistics:
-                buffer.copy_(statistics[name])
+        unfrozen = {n: p.detach() for n, p in self.trainable().items()}  # e.g. the head
+        for name, tensor in (*merged.named_buffers(), *merged.named_parameters()):
+            if name in statistics or name in unfrozen:
+                tensor.data.copy_((statistics | unfrozen)[name])
         return fold(merged).requires_grad_(False)
 
 

@@ -24,11 +24,12 @@ from fleet.adapt.network import parameters_of, with_parameters
 from fleet.adapt.state import CoreState
 from fleet.adapt.train import OptimiserName
 from fleet.errors import ModelError
+from fleet.models.registry import HEAD
 from fleet.peft.method import Method
 
 __all__ = ["ADAM_RATES", "Start", "Tuned", "Tuner", "of_method"]
 
-ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 """The ladder that every method's Adam climbs."""
 
 
@@ -142,13 +143,23 @@ class Tuner:
 class _Entries(Tuned):
     """A federated method on one device: entries of the folded network, from zero."""
 
-    def __init__(self, start: Start, attached: Attached) -> None:
+    def __init__(self, start: Start, attached: Attached, head_factor: float) -> None:
         super().__init__(attached.module)
         self._start = start
         self._attached = attached
+        self._head_factor = head_factor
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return dict(self._attached.parameters)
+
+    def optimiser(self, name: OptimiserName, learning_rate: float) -> torch.optim.Optimizer:
+        stepper = super().optimiser(name, learning_rate)
+        head = [p for n, p in self.trainable().items() if n.startswith(f"{HEAD}.")]
+        if head and self._head_factor != 1.0:
+            group = stepper.param_groups[0]
+            group["params"] = [p for p in group["params"] if all(p is not h for h in head)]
+            stepper.add_param_group({"params": head, "lr": learning_rate * self._head_factor})
+        return stepper
 
     def merge(self) -> nn.Module:
         folded = self._start.folded
@@ -161,12 +172,23 @@ class _Entries(Tuned):
         )
 
 
-def of_method(method: Method, *, default_rate: float = 1e-2, ranked: bool = False) -> Tuner:
-    """Put a federated method on the bench."""
+def of_method(
+    method: Method, *, default_rate: float = 1e-2, ranked: bool = False, head_factor: float = 1.0
+) -> Tuner:
+    """Put a federated method on the bench.
+
+    Args:
+        method: The method.
+        default_rate: Where its sweep starts.
+        ranked: Whether it has cores.
+        head_factor: The head's rate as a multiple of the others': cores live on channels of unit
+            response and want ten times the steps of dense weights.
+    """
 
     def attach(start: Start) -> Tuned:
         zero = CoreState.zero(method.layout(start.folded, start.frames))
-        return _Entries(start, method.attach(start.folded, start.frames, zero, dtype=torch.float32))
+        attached = method.attach(start.folded, start.frames, zero, dtype=torch.float32)
+        return _Entries(start, attached, head_factor)
 
     return Tuner(
         name=method.name,

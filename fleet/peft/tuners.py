@@ -25,14 +25,16 @@ from fleet.peft.tuner import Start, Tuned, Tuner, of_method
 
 __all__ = ["ALL", "TUNERS", "find"]
 
+HEAD_FACTOR = 0.1
+
 _METHODS: dict[str, Method] = {
     method.name: method for method in (core, combined(core, bias), full, head, bias)
 }
 _OWN = (
-    of_method(core, default_rate=1e-2, ranked=True),
-    of_method(_METHODS["core+bias"], default_rate=1e-2, ranked=True),
-    of_method(combined(core, head), default_rate=1e-2, ranked=True),
-    of_method(full, default_rate=1e-3),
+    of_method(core, default_rate=1e-1, ranked=True),
+    of_method(_METHODS["core+bias"], default_rate=1e-1, ranked=True),
+    of_method(combined(core, head), default_rate=1e-1, ranked=True, head_factor=HEAD_FACTOR),
+    of_method(full, default_rate=3e-3),
     of_method(head, default_rate=1e-2),
     of_method(bias, default_rate=1e-2),
 )
@@ -55,10 +57,16 @@ def find(name: str) -> Tuner:
     if name in TUNERS:
         return TUNERS[name]
     stem, plus, more = name.rpartition("+")
-    if plus and more == "head" and stem in TUNERS and TUNERS[stem].trains:
+    twice = stem.endswith("+head")
+    if plus and more == "head" and stem in TUNERS and TUNERS[stem].trains and not twice:
         tuner = TUNERS[stem]
         if stem in _METHODS:
-            both = of_method(combined(_METHODS[stem], head), default_rate=tuner.default_rate)
+            factor = HEAD_FACTOR if tuner.framed else 1.0
+            both = of_method(
+                combined(_METHODS[stem], head),
+                default_rate=tuner.default_rate,
+                head_factor=factor,
+            )
             return dataclasses.replace(both, ranked=tuner.ranked, framed=tuner.framed)
         return _with_head(tuner)
     raise InputError(

@@ -8,92 +8,50 @@ the folded network. All train with Adam on the same batch.
     dynamic_bytes   most that was allocated at once during the step, by the allocator
     total_bytes     that, and parameters, their gradients' owners and the optimiser's state
     step_seconds    median of the timed steps
+    resident_bytes  on request, for some sides: see training_resident
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.nn import functional
-
-from fleet.adapt.attach import attach, make_frames, single_thread
-from fleet.adapt.fold import fold
-from fleet.adapt.frames import FrameKind
+from fleet.adapt.attach import single_thread
 from fleet.adapt.lean.memory import dynamic_peak
-from fleet.adapt.lean.module import LeanNetwork, attach_lean
-from fleet.adapt.lean.plan import accumulate
-from fleet.adapt.state import CoreState
 from fleet.errors import ModelError
-from fleet.models.config import ModelConfig
-from fleet.models.registry import build
-from fleet.peft.lora import attach_lora
-from fleet.peft.registry import find
+from fleet.measure.resident import ALLOCATOR_ENVIRONMENT
 from simulations.bench import header
+from simulations.benchmarks.training_resident import measure
+from simulations.benchmarks.training_sides import (
+    SIDES,
+    Parts,
+    Setting,
+    Side,
+    batch_of,
+    make_side,
+    prepare,
+)
 
 __all__ = ["Setting", "run"]
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What is measured.
+def run(setting: Setting, resident: bool = False) -> dict[str, Any]:
+    """Measure all sides that the network allows; say of the others why not.
 
     Args:
-        config: Network and input.
-        batch: Windows per step.
-        micro_batch: Windows that run together; the batch for one pass.
-        rank: Rank of cores and LoRA.
-        frame: Frame of the cores.
-        runs: Timed steps of each side.
+        setting: What is measured.
+        resident: Whether to measure resident memory too, in processes of its own.
     """
-
-    config: ModelConfig
-    batch: int
-    micro_batch: int
-    rank: int
-    frame: FrameKind
-    runs: int
-
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """One method's step.
-
-    Args:
-        network: What holds the parameters.
-        trained: What the optimiser moves; empty for inference.
-        step: One step, optimiser included.
-        saved: Runs one forward pass and returns the bytes it keeps.
-    """
-
-    network: nn.Module
-    trained: tuple[nn.Parameter, ...]
-    step: Callable[[], None]
-    saved: Callable[[], int]
-
-
-def run(setting: Setting) -> dict[str, Any]:
-    """Measure all sides that the network allows; say of the others why not."""
     with single_thread():
-        sides, absent = _sides(setting)
+        parts = prepare(setting)
+        found = measure(setting, parts) if resident else {}
+        sides, absent = _sides(setting, parts)
         times = _times(sides, setting.runs)
         methods = {name: _measured(side, times[name]) for name, side in sides.items()}
-    for figures in methods.values():
-        figures["ratios"] = {
-            "saved_of_full": _ratio(figures, methods["full"], "saved_bytes"),
-            "dynamic_of_full": _ratio(figures, methods["full"], "dynamic_bytes"),
-            "dynamic_of_infer": _ratio(figures, methods["infer"], "dynamic_bytes"),
-            "total_of_full": _ratio(figures, methods["full"], "total_bytes"),
-            "step_of_full": _ratio(figures, methods["full"], "step_seconds"),
-            "step_of_infer": _ratio(figures, methods["infer"], "step_seconds"),
-        }
+    for name, figures in methods.items():
+        figures |= found.get(name, {})
+        figures["ratios"] = _ratios(figures, methods["full"], methods["infer"])
     work = setting.config.model_dump() | {
         "batch": setting.batch,
         "micro_batch": setting.micro_batch,
@@ -102,91 +60,18 @@ def run(setting: Setting) -> dict[str, Any]:
         "runs": setting.runs,
         "threads": 1,
     }
-    return header() | {"work": work, "methods": methods, "absent": absent}
+    extra = {"allocator": dict(ALLOCATOR_ENVIRONMENT)} if resident else {}
+    return header() | {"work": work, "methods": methods, "absent": absent} | extra
 
 
-def _sides(setting: Setting) -> tuple[dict[str, Side], dict[str, str]]:
-    raw = build(setting.config, seed=0)
-    shape = (setting.batch, setting.config.channels, setting.config.window)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    y = torch.arange(setting.batch) % setting.config.classes
-    folded = fold(raw).requires_grad_(False)
-    frames = make_frames(folded, setting.frame, setting.rank, x)
-    cores = CoreState.zero(find("core").layout(folded, frames))
-    heads = CoreState.zero(find("head").layout(folded, frames))
-    sides = {
-        "full": _trained(raw.train(), x, y, setting.batch),
-        "core": _trained(
-            attach_lean(folded, frames, cores, dtype=torch.float32).module,
-            x,
-            y,
-            setting.micro_batch,
-        ),
-        "core-autograd": _trained(
-            attach(folded, frames, cores, dtype=torch.float32).module, x, y, setting.micro_batch
-        ),
-        "head": _trained(
-            attach_lean(folded, frames, heads, dtype=torch.float32).module,
-            x,
-            y,
-            setting.micro_batch,
-        ),
-        "infer": _inference(folded, x),
-    }
-    absent = {}
-    try:
-        lora = attach_lora(folded, setting.rank)
-        sides["lora"] = _trained(lora, x, y, setting.micro_batch)
-    except ModelError as error:
-        absent["lora"] = error.message
+def _sides(setting: Setting, parts: Parts) -> tuple[dict[str, Side], dict[str, str]]:
+    (x, y), sides, absent = batch_of(setting), {}, {}
+    for name in SIDES:
+        try:
+            sides[name] = make_side(name, setting, parts, x, y)
+        except ModelError as error:
+            absent[name] = error.message
     return sides, absent
-
-
-def _trained(network: nn.Module, x: torch.Tensor, y: torch.Tensor, windows: int) -> Side:
-    trained = tuple(p for p in network.parameters() if p.requires_grad)
-    stepper = torch.optim.Adam(trained, lr=1e-4)
-
-    def step() -> None:
-        stepper.zero_grad(set_to_none=True)
-        accumulate(network, x, y, windows)
-        stepper.step()
-
-    def saved() -> int:
-        part, labels = x[:windows], y[:windows]
-        if isinstance(network, LeanNetwork):
-            functional.cross_entropy(network(part), labels)
-            return network.saved_bytes
-        with _counting(network) as counted:
-            functional.cross_entropy(network(part), labels)
-        return sum(counted.values())
-
-    return Side(network, trained, step, saved)
-
-
-def _inference(network: nn.Module, x: torch.Tensor) -> Side:
-    def step() -> None:
-        with torch.inference_mode():
-            network(x)
-
-    return Side(network, (), step, lambda: 0)
-
-
-@contextmanager
-def _counting(network: nn.Module) -> Iterator[dict[int, int]]:
-    """Count the bytes of storages that autograd keeps, each once, the network's own left out."""
-    own = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
-    kept: dict[int, int] = {}
-    alive: list[torch.Tensor] = []  # so that no address is used twice while we count
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield kept
 
 
 def _times(sides: dict[str, Side], runs: int) -> dict[str, list[float]]:
@@ -214,6 +99,23 @@ def _measured(side: Side, times: list[float]) -> dict[str, Any]:
         "step_seconds_lowest": min(times),
         "step_seconds_highest": max(times),
     }
+
+
+def _ratios(
+    figures: dict[str, Any], full: dict[str, Any], infer: dict[str, Any]
+) -> dict[str, float | None]:
+    ratios = {
+        "saved_of_full": _ratio(figures, full, "saved_bytes"),
+        "dynamic_of_full": _ratio(figures, full, "dynamic_bytes"),
+        "dynamic_of_infer": _ratio(figures, infer, "dynamic_bytes"),
+        "total_of_full": _ratio(figures, full, "total_bytes"),
+        "step_of_full": _ratio(figures, full, "step_seconds"),
+        "step_of_infer": _ratio(figures, infer, "step_seconds"),
+    }
+    if "resident_bytes" in figures:
+        ratios["resident_of_full"] = _ratio(figures, full, "resident_bytes")
+        ratios["resident_unset_of_full"] = _ratio(figures, full, "resident_bytes_unset")
+    return ratios
 
 
 def _ratio(figures: dict[str, Any], reference: dict[str, Any], key: str) -> float | None:

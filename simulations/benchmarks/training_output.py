@@ -15,6 +15,7 @@ from fleet.files import atomic_path, write_text
 
 __all__ = ["draw_table", "write_files"]
 
+RESIDENT = ("resident_bytes", "resident_bytes_unset", "resident_before_bytes")
 COLUMNS = ("trained_parameters", "saved_bytes", "dynamic_bytes", "total_bytes", "step_seconds")
 
 
@@ -37,17 +38,19 @@ def draw_table(console: Console, record: dict[str, Any], key: str) -> None:
         table.add_row(name, *_row(m))
     console.print(table)
     console.print("MB = 10⁶ bytes; one thread; median of interleaved steps", highlight=False)
+    if "allocator" in record:
+        _draw_resident(console, record)
     for name, reason in record["absent"].items():
         console.print(f"{name}: not measured, {reason}", highlight=False)
 
 
 def write_files(record: dict[str, Any], key: str, folder: Path) -> None:
     """Write ``training.csv`` and ``training.png`` into a folder."""
-    text = io.StringIO()
+    text, columns = io.StringIO(), (*COLUMNS, *(RESIDENT if "allocator" in record else ()))
     writer = csv.writer(text)
-    writer.writerow(["method", *record["work"], *COLUMNS])
+    writer.writerow(["method", *record["work"], *columns])
     for name, figures in record["methods"].items():
-        values = [figures[column] for column in COLUMNS]
+        values = [figures.get(column, "") for column in columns]
         writer.writerow([name, *record["work"].values(), *values])
     write_text(folder / "training.csv", text.getvalue())
     _plot(record, key, folder / "training.png")
@@ -68,6 +71,22 @@ def _row(m: dict[str, Any]) -> list[str]:
         spread,
         f"{ratios['step_of_full']:.2f}",
     ]
+
+
+def _draw_resident(console: Console, record: dict[str, Any]) -> None:
+    settings = " ".join(f"{name}={value}" for name, value in record["allocator"].items())
+    table = Table("side", title="peak resident set of a fresh process, above imports and data")
+    for name in ("allocator set, MB", "÷ full", "unset, MB", "÷ full", "imports and data, MB"):
+        table.add_column(name, justify="right")
+    for name, m in record["methods"].items():
+        if "resident_bytes" in m:
+            own, unset, before = (f"{m[key] / 1e6:.1f}" for key in RESIDENT)
+            of_full, unset_of_full = (
+                _inverse(m["ratios"][key]) for key in ("resident_of_full", "resident_unset_of_full")
+            )
+            table.add_row(name, own, of_full, unset, unset_of_full, before)
+    console.print(table)
+    console.print(f"five steps; set: {settings}", highlight=False, soft_wrap=True)
 
 
 def _inverse(ratio: float | None) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from fleet.errors import InputError
 from server.control.cli.render import Format, FormatOption, emit
+from simulations.cli import bench_peft
 
 if TYPE_CHECKING:
     from simulations.benchmarks.training import Setting
@@ -62,6 +63,9 @@ def protocol(
     _emit(run(devices, rounds), form)
 
 
+app.command(help=bench_peft.HELP, epilog=bench_peft.EPILOG)(bench_peft.peft)
+
+
 Model = Annotated[str, typer.Option(help="Backbone.")]
 Batch = Annotated[int, typer.Option(help="Windows per step.", min=2)]
 MicroBatch = Annotated[int, typer.Option(help="Windows that run together; 0: the batch.", min=0)]
@@ -72,6 +76,10 @@ Frame = Annotated[str, typer.Option(help="Frame of the cores: svd, tt or random.
 Channels = Annotated[int, typer.Option(help="Sensor channels.", min=1)]
 Window = Annotated[int, typer.Option(help="Samples per window.", min=8)]
 Classes = Annotated[int, typer.Option(help="Classes.", min=2)]
+Resident = Annotated[
+    bool,
+    typer.Option("--resident", help="Also resident memory, in processes of their own; on Linux."),
+]
 
 
 @app.command(epilog="Example:\n\nfleet bench memory --model t-resnet --batch 64 --micro-batch 8")
@@ -85,12 +93,13 @@ def memory(
     window: Window = 128,
     classes: Classes = 12,
     runs: Runs = 3,
+    resident: Resident = False,
     out: Out = None,
     form: FormatOption = Format.table,
 ) -> None:
     """Measure what a training step keeps and holds, from the allocator, beside full and LoRA."""
     setting = _setting(model, batch, micro_batch, rank, frame, channels, window, classes, runs)
-    _training(setting, "dynamic_bytes", out, form)
+    _training(setting, "dynamic_bytes", out, form, resident)
 
 
 @app.command(epilog="Example:\n\nfleet bench step --model t-resnet --batch 64 --runs 9")
@@ -136,11 +145,13 @@ def _setting(
     return Setting(config, batch, min(micro_batch or batch, batch), rank, kind, runs)
 
 
-def _training(setting: Setting, key: str, out: Path | None, form: Format) -> None:
+def _training(
+    setting: Setting, key: str, out: Path | None, form: Format, resident: bool = False
+) -> None:
     from simulations.benchmarks.training import run
     from simulations.benchmarks.training_output import draw_table, write_files
 
-    record = run(setting)
+    record = run(setting, resident)
     if out is not None:
         write_files(record, key, out)
     emit(record, form, lambda console: draw_table(console, record, key))

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 
 import pytest
 
-from fleet.errors import InputError
+from fleet.errors import InputError, UnavailableError
+from fleet.measure import resident
 from fleet.models.config import ModelConfig
 from simulations.benchmarks.training import Setting, run
 from simulations.benchmarks.training_output import write_files
@@ -52,6 +54,42 @@ def test_the_files_hold_a_row_per_method_and_a_picture(
     assert [row["method"] for row in rows] == list(record["methods"])
     assert int(rows[0]["saved_bytes"]) == record["methods"]["full"]["saved_bytes"]
     assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+linux = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="resident memory is read from Linux's /proc"
+)
+
+
+@linux
+def test_resident_memory_of_fresh_processes_is_above_their_own_start(tmp_path: Path) -> None:
+    config = ModelConfig(name="t-resnet", channels=6, classes=4, window=64)
+    setting = Setting(config, batch=32, micro_batch=4, rank=4, frame="svd", runs=1)
+    record = run(setting, resident=True)
+    methods = record["methods"]
+    measured = {name for name, figures in methods.items() if "resident_bytes" in figures}
+    assert measured == {"full", "core", "infer"}
+    full, core = methods["full"], methods["core"]
+    # It holds at least what the allocator gave out; the rest is what maps and fragments.
+    assert full["resident_bytes"] > 0.8 * full["dynamic_bytes"]
+    assert core["ratios"]["resident_of_full"] < 0.5
+    assert core["resident_before_bytes"] > core["resident_bytes"] > 0
+    write_files(record, "dynamic_bytes", tmp_path)
+    rows = list(csv.DictReader((tmp_path / "training.csv").read_text().splitlines()))
+    found = {row["method"]: row["resident_bytes"] for row in rows}
+    assert found["full"] == str(full["resident_bytes"])
+    assert found["lora"] == ""
+
+
+def test_resident_memory_is_refused_where_it_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(resident, "_STATUS", tmp_path / "absent")
+    config = ModelConfig(name="small-cnn", channels=3, classes=4, window=32)
+    setting = Setting(config, batch=2, micro_batch=2, rank=2, frame="svd", runs=1)
+    with pytest.raises(UnavailableError, match="Linux's /proc") as caught:
+        run(setting, resident=True)
+    assert caught.value.code == "resident-unmeasurable"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,10 @@ With a core in the ``svd`` frame, ``M (r, O)`` frozen and ``C (O, r)`` trained:
     u = conv(x, K0)      z = M·u      y = u + C·z + b            kept: z, r channels
     dC = gy·zᵀ      gz = Cᵀ·gy      gu = gy + Mᵀ·gz      dx = convᵀ(gu, K0)
 
+The bias rides on the convolution, and ``z = M·(u + b) - M·b``. Where a batch has more positions
+than a kernel has columns, the core is added to the kernel instead, for as long as one call takes:
+``dx = convᵀ(gy, K0 + C·S)`` with ``S = M·K0``, the same sum in another order.
+
 In the ``tt`` frame ``z = conv(x, S)`` is a convolution of r channels beside the dense one, and dx
 gains ``convᵀ(gz, S)``. No gradient of a frozen kernel is ever formed, so x is not kept. A dense
 parameter that is trained itself costs what it costs everywhere: a kernel needs x.
@@ -65,15 +69,13 @@ class Convolve:
         shape, kept_x = tuple(x.shape), x if run.keep and self.pins else None
         if core is None:
             return self._run(x, layer.weight, layer.bias), (shape, None, kept_x)
-        y = self._run(x, layer.weight, None)
+        y = self._run(x, layer.weight, layer.bias)
         rows = matrix(y, layer.groups)
         if core.kind == "svd":
-            z = torch.bmm(rows, core.mixing.transpose(1, 2))
+            z = torch.baddbmm(self._offset, rows, core.mixing.transpose(1, 2))
         else:
             z = matrix(self._run(x, core.suffix, None), layer.groups)
         rows.baddbmm_(z, self._cores.transpose(1, 2))
-        if layer.bias is not None:
-            y.movedim(1, -1).add_(layer.bias)
         return y, (shape, z, kept_x) if run.keep else ()
 
     def backward(
@@ -84,15 +86,19 @@ class Convolve:
         owned, grad = run.owned or laid.data_ptr() != grad.data_ptr(), laid
         if self.trained.bias:
             run.collect(self.trained.bias, grad.movedim(1, -1).flatten(0, -2).sum(dim=0))
-        below = run.wants[0] or x is not None
+        below, weight = run.wants[0] or x is not None, self._layer.weight
         gz: torch.Tensor | None = None
         if self.core is not None:
             assert isinstance(z, torch.Tensor)
-            grad, gz = self._through_core(grad, z, owned, below, run)
+            self._collect_core(grad, z, run)
+            if below and x is None and self._merges(grad):
+                weight = self._merged
+            elif below:
+                grad, gz = self._through_core(grad, owned)
         if not below:
             return (None,)
         like = x if isinstance(x, torch.Tensor) else _any_tensor(shape, grad)
-        dx, dw = self._transposed(grad, self._layer.weight, like, run.wants[0], x is not None)
+        dx, dw = self._transposed(grad, weight, like, run.wants[0], x is not None)
         if dw is not None:
             run.collect(self.trained.weight, dw)
         if dx is not None and gz is not None and self.core is not None:
@@ -101,17 +107,18 @@ class Convolve:
             dx.add_(beside)
         return (dx,)
 
+    def _collect_core(self, grad: torch.Tensor, z: torch.Tensor, run: Backward) -> None:
+        assert self.core is not None
+        # The other way round this thin product takes ten times as long.
+        found = torch.bmm(z.transpose(1, 2), matrix(grad, self._layer.groups)).transpose(1, 2)
+        run.collect(self.trained.core, found.reshape(self.core.core.shape))
+
     def _through_core(
-        self, grad: torch.Tensor, z: torch.Tensor, owned: bool, below: bool, run: Backward
+        self, grad: torch.Tensor, owned: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the gradient of the dense output, and of z where that goes on to the input."""
         assert self.core is not None
         rows = matrix(grad, self._layer.groups)
-        # The other way round this thin product takes ten times as long.
-        found = torch.bmm(z.transpose(1, 2), rows).transpose(1, 2)
-        run.collect(self.trained.core, found.reshape(self.core.core.shape))
-        if not below:
-            return grad, None
         gz = torch.bmm(rows, self._cores.transpose(1, 2).contiguous().transpose(1, 2))
         if self.core.kind != "svd":
             return grad, _unmatrix(gz, grad)
@@ -119,6 +126,42 @@ class Convolve:
             rows.baddbmm_(gz, self.core.mixing)
             return grad, None
         return _unmatrix(torch.baddbmm(rows, gz, self.core.mixing), grad), None
+
+    def _merges(self, grad: torch.Tensor) -> bool:
+        """Whether to add the core to the kernel for a moment, rather than to the gradient.
+
+        Both are the same sum of products; the kernel is the smaller of the two in a large batch.
+        """
+        weight: torch.Tensor = self._layer.weight
+        inputs, positions = (
+            weight[0].numel() * int(self._layer.groups),
+            grad.numel() // grad.shape[1],
+        )
+        return inputs < positions
+
+    @property
+    def _merged(self) -> torch.Tensor:
+        """``K0 + C·S``, the kernel that the layer amounts to."""
+        core, laid = self.core, self._layer.weight.detach().movedim(1, -1)
+        assert core is not None
+        kernel = laid.reshape(core.groups, len(laid) // core.groups, -1)
+        suffix = (
+            torch.bmm(core.mixing, kernel)
+            if core.kind == "svd"
+            else core.suffix.movedim(1, -1).reshape(core.groups, -1, kernel.shape[2])
+        )
+        found = torch.baddbmm(kernel, self._cores, suffix)
+        return found.view(laid.shape).movedim(-1, 1)
+
+    @property
+    def _offset(self) -> torch.Tensor:
+        """``-M·b``, which takes the bias out of z again: the convolution adds it on its way."""
+        core, bias = self.core, self._layer.bias
+        assert core is not None
+        if bias is None:
+            return core.mixing.new_zeros(())
+        by_group = bias.detach().view(core.groups, -1, 1)
+        return torch.bmm(core.mixing, by_group).neg_().transpose(1, 2)
 
     def _run(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None

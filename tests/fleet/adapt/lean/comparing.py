@@ -27,7 +27,7 @@ def pair(
 
 
 def gradients(attached: Attached, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    labels = torch.arange(len(x)) % 4
+    labels = torch.arange(len(x), device=x.device) % 4
     functional.cross_entropy(attached.module(x), labels).backward()
     found = {}
     for name, parameter in attached.parameters.items():

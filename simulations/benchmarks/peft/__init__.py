@@ -1,0 +1,1 @@
+"""``fleet bench peft``: every method under one protocol, one person held out at a time."""
