@@ -20,6 +20,7 @@ from simulations.benchmarks.peft.grid import (
     read_grid,
 )
 
+EXPERIMENTS = sorted((Path(__file__).parents[2] / "simulations" / "experiments").glob("*.toml"))
 PEOPLE = {"one": (7, 3, 5, 1), "two": (2, 9, 4, 8)}
 
 
@@ -225,6 +226,11 @@ def test_known_names_pass() -> None:
             }
         )
     )
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
+def test_the_grids_of_the_experiments_can_be_read(path: Path) -> None:
+    check_names(read_grid(path))
 
 
 def test_cells_do_not_change_once_they_are_made() -> None:

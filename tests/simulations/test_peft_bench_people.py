@@ -17,6 +17,7 @@ from fleet.har.dataset import Channel, DataSet
 from fleet.models.config import ModelConfig
 from fleet.models.registry import build
 from simulations.benchmarks.peft import bases
+from simulations.benchmarks.peft import cell as cell_module
 from simulations.benchmarks.peft.bases import BaseRecipe, Bases, Pretrained
 from simulations.benchmarks.peft.cell import adapt
 from simulations.benchmarks.peft.grid import Cell, grid_of
@@ -234,6 +235,20 @@ def test_training_that_diverges_has_no_score_and_stops_no_grid(method: str) -> N
     assert np.isnan(outcome.macro_f1)
     assert not outcome.refused
     assert outcome.as_record()["curve"][-1][1] is None
+
+
+def test_training_and_test_windows_do_not_share_their_noise() -> None:
+    bases_of, recipe = untrained()
+    normalisation = bases_of.load(recipe).normalisation
+    dataset, _ = data_of("synthetic")
+    clean, noisy = (
+        cell_module._windows(cell_of(shift=shift), dataset, normalisation)
+        for shift in ("none", "noise:50")
+    )
+    train, test = (noisy[i][0] - clean[i][0] for i in (1, 2))
+    together = torch.corrcoef(torch.stack([train[: len(test)].flatten(), test.flatten()]))
+    assert abs(float(together[0, 1])) < 0.05
+    assert train.std() > 0.1
 
 
 def test_few_labels_do_not_keep_unlabelled_windows_from_a_method_that_needs_none() -> None:

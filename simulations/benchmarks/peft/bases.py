@@ -20,6 +20,7 @@ from fleet.adapt.fold import fold
 from fleet.adapt.frames import LEARNED_KINDS, Frame
 from fleet.adapt.learned_frames import Sources, gradient_grams
 from fleet.adapt.rank_plan import costs_of, plan_ranks, spectra_of
+from fleet.errors import FrameError
 from fleet.har.dataset import DataSet
 from fleet.har.normalise import Normalisation, fit
 from fleet.har.partition import pool
@@ -39,7 +40,7 @@ __all__ = ["BaseRecipe", "Bases", "Pretrained"]
 FORMAT = "corefleet.bench-base.1"
 CALIBRATION_WINDOWS = 1024
 FRAME_PEOPLE = 10  # source people whose gradients or deltas make a learned frame
-FRAME_WINDOWS = 128
+FRAME_WINDOWS = 64
 FRAME_ROTATIONS = 2
 
 
@@ -161,13 +162,21 @@ class Bases:
             sources = _frame_sources(dataset, seen, recipe, normalisation)
         with single_thread():
             frame_kind: Any = kind
-            ranks: Mapping[str, int] = capped_ranks(folded, frame_kind, rank, sources=sources)
-            if planned:
-                ranks = _planned_ranks(folded, ranks, sources)
             frame_scale: Any = scale
-            return make_frames(
-                folded, frame_kind, ranks, windows, scale=frame_scale, sources=sources
-            )
+
+            def made(ranks: Mapping[str, int]) -> dict[str, Frame]:
+                chosen = _planned_ranks(folded, ranks, sources) if planned else ranks
+                return make_frames(
+                    folded, frame_kind, chosen, windows, scale=frame_scale, sources=sources
+                )
+
+            try:
+                # Learning a frame takes a pass over the sources; its spectrum rarely caps a rank.
+                return made(capped_ranks(folded, frame_kind, rank))
+            except FrameError as error:
+                if sources is None or error.code not in ("rank-deficient", "degenerate-spectrum"):
+                    raise
+                return made(capped_ranks(folded, frame_kind, rank, sources=sources))
 
 
 def _planned_ranks(

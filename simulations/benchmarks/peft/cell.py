@@ -19,7 +19,7 @@ from fleet.adapt.train import predict
 from fleet.errors import FleetError, InputError, RoundError
 from fleet.har.dataset import DataSet
 from fleet.har.normalise import Normalisation
-from fleet.har.partition import device_name
+from fleet.har.partition import device_name, pool
 from fleet.har.shifts import parse
 from fleet.measure.f1 import confusion, macro_f1_present
 from fleet.peft.tuner import Tuned
@@ -167,21 +167,20 @@ def _windows(
 ) -> tuple[torch.Tensor, Windows, Windows]:
     """Return the training windows without labels, those that have labels, and the test windows."""
     share = cut(dataset, cell.fold, cell.split, cell.seed)
-    labelled = torch.from_numpy(np.isin(share.train, _labelled(dataset, share.train, cell)))
+    own = pool(dataset, [cell.fold])
+    x = dataset.physical(own)
     shift = parse(cell.shift)
-    made = []
-    for rows in (share.train, share.test):
-        x = dataset.physical(rows)
-        if shift is not None:
-            x = shift.apply(x, dataset.channels, dataset.rate_hz, seed=cell.seed, device=share.name)
-        made.append(
-            (
-                torch.from_numpy(normalisation.apply(x)),
-                torch.from_numpy(dataset.y[rows].astype(np.int64)),
-            )
-        )
-    (worn, y), test = made
-    return worn, (worn[labelled], y[labelled]), test
+    if shift is not None:
+        # All at once: noise drawn for train and test apart would be the same noise twice.
+        x = shift.apply(x, dataset.channels, dataset.rate_hz, seed=cell.seed, device=share.name)
+    inputs = torch.from_numpy(normalisation.apply(x))
+    labels = torch.from_numpy(dataset.y[own].astype(np.int64))
+
+    def of(rows: NDArray[np.int64]) -> Windows:
+        place = torch.from_numpy(np.searchsorted(own, rows))
+        return inputs[place], labels[place]
+
+    return of(share.train)[0], of(_labelled(dataset, share.train, cell)), of(share.test)
 
 
 def _labelled(dataset: DataSet, rows: NDArray[np.int64], cell: Cell) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from server.control.cli.root import run
 
 Ask = Callable[..., tuple[int, dict[str, Any]]]
 TINY = "--data synthetic --methods core,head --folds 1 --seeds 1 --steps 4 --source-windows 64"
-SMOKE = [*TINY.split(), *["--epochs", "1", "--workers", "1", "--no-costs"]]
+SMOKE = [*TINY.split(), "--epochs", "1", "--players", "1", "--workers", "1", "--no-costs"]
 
 
 @pytest.fixture
@@ -76,21 +76,9 @@ def test_a_grid_file_says_what_to_run(ask: Ask, tmp_path: Path) -> None:
 
 
 def test_folds_can_be_all(ask: Ask, tmp_path: Path) -> None:
-    flags = [
-        "--data",
-        "synthetic",
-        "--methods",
-        "head",
-        "--seeds",
-        "1",
-        "--folds",
-        "all",
-        "--dry-run",
-        "--workers",
-        "1",
-    ]
-    code, envelope = ask(*flags, "--out", str(tmp_path / "out"))
-    assert (code, envelope["data"]["cells"]) == (0, 12)
+    tiny = [*SMOKE, "--out", str(tmp_path / "out"), "--dry-run"]
+    code, envelope = ask(*tiny, "--folds", "all")
+    assert (code, envelope["data"]["cells"]) == (0, 2 * 12)
 
 
 def test_an_interrupt_exits_130_and_says_how_to_go_on(
