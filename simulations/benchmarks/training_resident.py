@@ -15,20 +15,25 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
+from fleet.adapt.base import read_bundle, write_bundle
+from fleet.adapt.fold import fold
+from fleet.adapt.frames import Frame
 from fleet.errors import RoundError
 from fleet.measure.resident import ALLOCATOR_ENVIRONMENT, peak_bytes, require_linux, reset_peak
+from fleet.models.config import ModelConfig
+from fleet.models.registry import build
 from simulations.benchmarks.training_sides import Parts, Setting, batch_of, make_side
 
 __all__ = ["MEASURED", "STEPS", "measure"]
@@ -37,6 +42,9 @@ __all__ = ["MEASURED", "STEPS", "measure"]
 MEASURED = ("full", "core", "infer")
 STEPS = 5
 _TIMEOUT_S = 600
+_FORMAT = "corefleet.resident.1"
+_WEIGHT = "weight:"
+_FRAME = "frame:"
 
 
 def measure(setting: Setting, parts: Parts) -> dict[str, dict[str, int]]:
@@ -54,8 +62,7 @@ def measure(setting: Setting, parts: Parts) -> dict[str, dict[str, int]]:
     with tempfile.TemporaryDirectory() as folder:
         for name in MEASURED:
             path = Path(folder) / name
-            work = (pickle.dumps(part) for part in ((name, setting), _needed(name, parts)))
-            path.write_bytes(b"".join(work))
+            _write(path, name, setting, parts)
             before, peak = _spawn(path, ALLOCATOR_ENVIRONMENT)
             before_unset, peak_unset = _spawn(path, {})
             found[name] = {
@@ -66,11 +73,34 @@ def measure(setting: Setting, parts: Parts) -> dict[str, dict[str, int]]:
     return found
 
 
-def _needed(name: str, parts: Parts) -> Parts:
-    """Leave out what a side never reads, so that it is not resident either."""
-    if name == "full":
-        return replace(parts, folded=nn.Identity(), frames={})
-    return replace(parts, raw=nn.Identity(), frames=parts.frames if name == "core" else {})
+def _write(path: Path, name: str, setting: Setting, parts: Parts) -> None:
+    """Write what a side reads; what it never reads is left out, so it is not resident either."""
+    network = parts.raw if name == "full" else parts.folded
+    frames = parts.frames if name == "core" else {}
+    tensors = {_WEIGHT + n: np.array(t.detach()) for n, t in network.state_dict().items()}
+    tensors |= {_FRAME + n: frame.array for n, frame in frames.items()}
+    record = {
+        "format": _FORMAT,
+        "name": name,
+        "setting": asdict(setting) | {"config": setting.config.model_dump()},
+        "frames": {n: [f.kind, f.rank, f.groups] for n, f in frames.items()},
+    }
+    write_bundle(path, tensors, record)
+
+
+def _read(path: Path) -> Parts:
+    """Build the one network that the side reads."""
+    tensors, record = read_bundle(path, _FORMAT)
+    raw = build(ModelConfig.model_validate(record["setting"]["config"])).eval()
+    network = raw if record["name"] == "full" else fold(raw).requires_grad_(False)
+    weights = {n.removeprefix(_WEIGHT): a for n, a in tensors.items() if n.startswith(_WEIGHT)}
+    network.load_state_dict({n: torch.from_numpy(a) for n, a in weights.items()})
+    frames = {
+        name: Frame(kind, rank, groups, tensors[_FRAME + name])
+        for name, (kind, rank, groups) in record["frames"].items()
+    }
+    absent = nn.Identity()
+    return Parts(network, absent, {}) if network is raw else Parts(absent, network, frames)
 
 
 def _spawn(path: Path, allocator: Mapping[str, str]) -> tuple[int, int]:
@@ -94,12 +124,14 @@ def _train(path: Path) -> tuple[int, int]:
     """Return the bytes resident before the network is loaded, and the most while it trains."""
     torch.set_num_threads(1)
     _first_step()
-    with path.open("rb") as file:
-        name, setting = pickle.load(file)
-        x, y = batch_of(setting)
-        before = reset_peak()
-        # Handed on without a name: what the side does not hold is freed.
-        side = make_side(name, setting, pickle.load(file), x, y)
+    _, record = read_bundle(path, _FORMAT)
+    config = ModelConfig.model_validate(record["setting"]["config"])
+    setting = Setting(**(record["setting"] | {"config": config}))
+    x, y = batch_of(setting)
+    before = reset_peak()
+    # Handed on without a name: what the side does not hold is freed.
+    side = make_side(record["name"], setting, _read(path), x, y)
+    reset_peak()  # building held the file and a second network for a moment
     for _ in range(STEPS):
         side.step()
     return before, peak_bytes()

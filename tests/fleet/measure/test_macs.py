@@ -221,6 +221,8 @@ def lean_step(kind: FrameKind, *layers: str) -> int:
 
 # Rank x outputs x positions: what one of a core's thin products costs in each layer.
 THIN1, THIN2, THIN3 = 2 * 64 * 128, 2 * 128 * 64, 2 * 128 * 32
+# The convolution adds the bias, and M·b takes it out of z again: once per layer and pass.
+BIAS1, BIAS2, BIAS3 = 2 * 64, 2 * 128, 2 * 128
 
 
 def test_a_lean_step_of_cores_is_as_by_hand() -> None:
@@ -228,13 +230,14 @@ def test_a_lean_step_of_cores_is_as_by_hand() -> None:
     forward = FORWARD + 2 * (THIN1 + THIN2 + THIN3)
     # dC everywhere; Cᵀ·gy, Mᵀ·gz and dx in all but the lowest layer; the head's dx.
     backward = (THIN1 + THIN2 + THIN3) + 2 * (THIN2 + THIN3) + (CONV2 + CONV3) + HEAD
-    assert lean_step("svd", "conv1", "conv2", "conv3") == forward + backward
+    offsets = BIAS1 + BIAS2 + BIAS3
+    assert lean_step("svd", "conv1", "conv2", "conv3") == forward + backward + offsets
 
 
 def test_a_lean_step_stops_at_the_lowest_core() -> None:
     forward = FORWARD + 2 * (THIN2 + THIN3)
     backward = (THIN2 + THIN3) + 2 * THIN3 + CONV3 + HEAD
-    assert lean_step("svd", "conv2", "conv3") == forward + backward
+    assert lean_step("svd", "conv2", "conv3") == forward + backward + BIAS2 + BIAS3
 
 
 def test_a_lean_step_in_the_tt_frame_counts_the_convolution_beside() -> None:
@@ -255,9 +258,12 @@ def test_a_lean_step_respects_groups() -> None:
     first, second, head = 8 * 6 * 3 * 8, 12 * 2 * 3 * 6, 12 * 6 * CLASSES
     thin1, thin2 = 1 * 8 * 8, 1 * 12 * 6
     forward = first + 2 * thin1 + second + 2 * thin2 + head
-    backward = thin1 + 3 * thin2 + second + head
+    backward = thin1 + thin2 + second + head
+    # 30 positions outnumber the 24 columns of the second kernel: its core joins the kernel for the
+    # way back, M·K and C·S once for the whole batch. M·b comes once as well.
+    merged, offsets = 2 * (12 * 2 * 3), 8 + 12
     x, y = torch.ones(5, 6, 10), torch.zeros(5, dtype=torch.int64)
-    assert step_macs(lean.module, x, y).total == 5 * (forward + backward)
+    assert step_macs(lean.module, x, y).total == 5 * (forward + backward) + merged + offsets
 
 
 @pytest.mark.parametrize("name", ["small-cnn", "t-resnet", "two-dimensional"])
