@@ -14,13 +14,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from fleet.errors import InputError, MismatchError, RoundError
+from fleet.federate.npy import to_npy
 from fleet.federate.records import WIRE_FORMAT
 from fleet.federate.wire import Payload, Scalar
 
 if TYPE_CHECKING:
     from clients.agent.learner import Learner
 
-__all__ = ["app"]
+__all__ = ["app", "declined_content", "metrics_content", "status_content", "update_content"]
 
 app = ClientApp()
 
@@ -31,14 +32,8 @@ def train(message: Message, context: Context) -> Message:
     try:
         payload = _learner(context).answer_plan(_payload(message.content))
     except (InputError, RoundError) as error:
-        return _declined(error.code, error.message, message)
-    content = RecordDict(
-        {
-            "arrays": ArrayRecord({"packed": Array(payload.array)}),
-            "config": ConfigRecord(dict(payload.config)),
-        }
-    )
-    return Message(content, reply_to=message)
+        return Message(declined_content(error), reply_to=message)
+    return Message(update_content(payload), reply_to=message)
 
 
 @app.evaluate()
@@ -47,29 +42,62 @@ def evaluate(message: Message, context: Context) -> Message:
     try:
         metrics = _learner(context).answer_evaluation(_payload(message.content))
     except (InputError, RoundError) as error:
-        return _declined(error.code, error.message, message)
-    return Message(RecordDict({"metrics": MetricRecord(dict(metrics))}), reply_to=message)
+        return Message(declined_content(error), reply_to=message)
+    return Message(metrics_content(metrics), reply_to=message)
 
 
 @app.query("status")
 def status(message: Message, context: Context) -> Message:
     """Say who the device is and whether it can take part."""
     try:
-        record = _learner(context).status().model_dump(mode="json")
+        from clients.agent.simulated import status_of
+
+        record = status_of(context.run_config, _partition(context)).model_dump(mode="json")
     except (InputError, RoundError) as error:
-        return _declined(error.code, error.message, message)
-    return Message(RecordDict({"config": ConfigRecord(record)}), reply_to=message)
+        return Message(declined_content(error), reply_to=message)
+    return Message(status_content(record), reply_to=message)
+
+
+def update_content(payload: Payload) -> RecordDict:
+    """Return the records of an update; they share nothing that can change with ``payload``."""
+    flat = payload.array
+    packed = Array(str(flat.dtype), flat.shape, "numpy.ndarray", to_npy(flat))
+    return RecordDict(
+        {
+            "arrays": ArrayRecord({"packed": packed}),
+            "config": ConfigRecord(dict(payload.config)),
+        }
+    )
+
+
+def metrics_content(metrics: Mapping[str, int | list[int]]) -> RecordDict:
+    """Return the records of an evaluation."""
+    return RecordDict({"metrics": MetricRecord(dict(metrics))})
+
+
+def status_content(record: Mapping[str, Scalar]) -> RecordDict:
+    """Return the records of a device's status."""
+    return RecordDict({"config": ConfigRecord(dict(record))})
+
+
+def declined_content(error: InputError | RoundError) -> RecordDict:
+    """Return the records by which a device declines, with the reason."""
+    config: Mapping[str, Scalar] = {
+        "format": WIRE_FORMAT,
+        "declined": error.code,
+        "detail": error.message,
+    }
+    return RecordDict({"config": ConfigRecord(dict(config))})
 
 
 def _learner(context: Context) -> Learner:
     from clients.agent.simulated import learner_of
 
-    return learner_of(context.run_config, int(context.node_config["partition-id"]))
+    return learner_of(context.run_config, _partition(context))
 
 
-def _declined(code: str, detail: str, message: Message) -> Message:
-    config: Mapping[str, Scalar] = {"format": WIRE_FORMAT, "declined": code, "detail": detail}
-    return Message(RecordDict({"config": ConfigRecord(dict(config))}), reply_to=message)
+def _partition(context: Context) -> int:
+    return int(context.node_config["partition-id"])
 
 
 def _payload(content: RecordDict) -> Payload:

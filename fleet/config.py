@@ -34,7 +34,13 @@ class RunConfig(BaseModel):
             ``gain:PERCENT``, ``rate:PERCENT``, ``noise:PERCENT``, ``placement:DEGREES``, or several
             joined by ``+``; see ``fleet.har.shifts``.
         fleet_fraction: Share of the people that form the fleet; the others are source people.
-        train_fraction: Share of a device's windows, in time order, that it trains on.
+        train_fraction: Share of a person's windows, in time order, that devices train on.
+        devices: Virtual devices made of the fleet's people; 0 for one of each person.
+        windows_per_device: Most windows that a device trains on, and as many that it is tested on;
+            0 for all of its person.
+        class_mix: Concentration of the Dirichlet distribution of a device's classes about its
+            person's; 0 leaves them as the person has them.
+        variation: How each device's sensor differs from the others', in the forms of ``shift``.
         epochs: Passes over a device's windows per round.
         batch: Windows per step.
         learning_rate: Step size; 0 lets a rehearsal on source people choose.
@@ -49,6 +55,8 @@ class RunConfig(BaseModel):
         wait_s: Seconds to wait for enough devices before giving up.
         weight_cap: Largest weight of one device, in windows.
         evaluate_every: Rounds between evaluations; the first and last are always evaluated.
+        evaluate_devices: Devices that are evaluated, the same at every evaluation while they are
+            online; 0 for all.
         out: Folder of the results.
     """
 
@@ -71,6 +79,10 @@ class RunConfig(BaseModel):
     shift: str = "remount:35"
     fleet_fraction: float = Field(0.5, gt=0, lt=1)
     train_fraction: float = Field(0.6, gt=0, lt=1)
+    devices: int = Field(0, ge=0, le=100_000)
+    windows_per_device: int = Field(0, ge=0)
+    class_mix: float = Field(0.0, ge=0, le=1e6)
+    variation: str = "none"
     epochs: int = Field(1, ge=1, le=1000)
     batch: int = Field(32, ge=1, le=65536)
     learning_rate: float = Field(0.0, ge=0, le=100)
@@ -84,6 +96,7 @@ class RunConfig(BaseModel):
     wait_s: float = Field(120.0, gt=0)
     weight_cap: int = Field(4096, ge=1, le=4096)
     evaluate_every: int = Field(1, ge=1)
+    evaluate_devices: int = Field(0, ge=0)
     out: str = "runs/flwr"
 
     @classmethod

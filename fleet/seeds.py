@@ -7,10 +7,11 @@ order they work in and however many processes they use.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 
-__all__ = ["derive_seed", "generator"]
+__all__ = ["derive_seed", "generator", "sample"]
 
 
 def derive_seed(root: int, round_number: int, device: str, purpose: str) -> int:
@@ -34,3 +35,19 @@ def derive_seed(root: int, round_number: int, device: str, purpose: str) -> int:
 def generator(root: int, round_number: int, device: str, purpose: str) -> np.random.Generator:
     """Return a numpy generator (PCG64) seeded by :func:`derive_seed`."""
     return np.random.Generator(np.random.PCG64(derive_seed(root, round_number, device, purpose)))
+
+
+def sample(names: Iterable[str], count: int, root: int, purpose: str) -> list[str]:
+    """Return the ``count`` names that a seed likes best, sorted; all of them where ``count`` is 0.
+
+    A name keeps its place when others come and go, so a sample of a changing fleet changes little.
+
+    >>> sample(["b", "a", "c"], 0, 0, "evaluation")
+    ['a', 'b', 'c']
+    >>> len(sample(["b", "a", "c"], 2, 0, "evaluation"))
+    2
+    """
+    ordered = sorted(names)
+    if not 0 < count < len(ordered):
+        return ordered
+    return sorted(sorted(ordered, key=lambda name: derive_seed(root, 0, name, purpose))[:count])

@@ -21,6 +21,7 @@ from fleet.errors import MismatchError
 from fleet.federate.releases import Release, first_release
 from fleet.federate.served import save_merged
 from fleet.har.population import Population, population_of
+from fleet.har.virtual import virtual_fleet
 from fleet.peft.method import Method
 from fleet.peft.registry import find
 from server.coordinator import Rules, Task, begin
@@ -65,7 +66,8 @@ def main(grid: Grid, context: Context) -> None:
     method = find(config.method)
     base = obtain_base(config, population)
     _keep_base(base, out / "base.safetensors")
-    print(f"base {base.digest[:12]}; {len(population.fleet)} devices expected", flush=True)
+    expected = len(virtual_fleet(config, population))
+    print(f"base {base.digest[:12]}; {expected} devices expected", flush=True)
     rate = config.learning_rate or rehearse(config, population, method)
     folder = RunFolder(out / method.name, on_evaluation=_log_score)
     release = run_rounds(grid, config, base, population, method, rate, folder, REAL)
@@ -114,7 +116,7 @@ def run_rounds(
         grid: Any Flower grid; its nodes answer with ``clients.bridge``.
         config: The run.
         base: What it starts from.
-        population: Its people; all of them must be online before a round opens.
+        population: Its people; all devices must be online before a round opens.
         method: What is trained.
         rate: Learning rate of local training.
         folder: Where rounds and releases are kept; whole rounds found there are not run again.
@@ -136,6 +138,8 @@ def run_rounds(
         config.evaluate_every,
         surroundings.weigh,
         classes=len(base.record.labels),
+        evaluate_devices=config.evaluate_devices,
+        seed=config.seed,
     )
     fresh = folder.evaluation(start.number) is None
     if start.number < config.rounds:
@@ -150,7 +154,7 @@ def rules_of(config: RunConfig, population: Population) -> Rules:
     """Return how the rounds of a run are run."""
     return Rules(
         rounds=config.rounds,
-        minimum=config.min_devices or len(population.fleet),
+        minimum=config.min_devices or len(virtual_fleet(config, population)),
         cohort=config.cohort,
         quorum=config.quorum,
         deadline_s=config.deadline_s,

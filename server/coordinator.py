@@ -14,14 +14,16 @@ a bound.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from fleet.errors import RoundError, TooFewDevices
-from fleet.federate.admission import Admitted, Reason, admit
+from fleet.federate.admission import Reason
 from fleet.federate.aggregate import PartialSum
 from fleet.federate.records import Plan
 from fleet.federate.releases import Release, next_release
 from fleet.seeds import generator
+from server.draft import Draft
 from server.events import (
     Answered,
     Effect,
@@ -64,14 +66,11 @@ __all__ = [
     "Tick",
     "begin",
     "step",
+    "step_all",
 ]
 
 # A round that nobody answers is tried again this often before the run ends with an error.
 LARGEST_ABANDONED_IN_A_ROW = 3
-# Answers that nobody waits for are recorded up to this many a round, then dropped.
-LARGEST_STRAY_ANSWERS = 1000
-# Characters of a refusal's detail; a device may send any text.
-LARGEST_DETAIL = 500
 
 
 def begin(rules: Rules, task: Task, release: Release, *, round_number: int = 1) -> State:
@@ -90,7 +89,8 @@ def step(state: State, event: Event) -> Step:
     if state.phase is Phase.planned and isinstance(event, Pushed):
         return replace(state, phase=Phase.collecting, opened_at=event.now), ()
     if state.phase is Phase.collecting:
-        return _collect(state, event)
+        collected, effects, _ = _collect(state, [event])
+        return collected, effects
     if state.phase is Phase.aggregating and isinstance(event, Published):
         return _next_round(state)
     return state, ()
@@ -151,45 +151,44 @@ def _plan(state: State) -> Plan:
     )
 
 
-def _collect(state: State, event: Event) -> Step:
-    if isinstance(event, Answered):
-        state = _judge(state, event)
-    elif isinstance(event, Failed) and event.device in state.unanswered:
-        state = _refuse(state, event.device, event.reason, event.detail)
-    elif not isinstance(event, Tick):
-        return state, ()
-    overdue = event.now - state.opened_at >= state.rules.deadline_s
-    if overdue or not state.unanswered:
-        return _close(state, event.now)
-    return state, ()
+def step_all(state: State, events: Sequence[Event]) -> Step:
+    """Take events that came together; ends where :func:`step` with one after the other ends.
+
+    States are never changed, so each step with an answer copies the answers before it; a batch
+    copies them once.
+    """
+    effects: tuple[Effect, ...] = ()
+    left = list(events)
+    while left:
+        if state.phase is Phase.collecting:
+            state, more, taken = _collect(state, left)
+            left = left[taken:]
+        else:
+            state, more = step(state, left.pop(0))
+        effects += more
+    return state, effects
 
 
-def _judge(state: State, event: Answered) -> State:
-    assert state.plan is not None
-    stray = event.device not in state.unanswered
-    if stray and len(state.refused) >= len(state.selected) + LARGEST_STRAY_ANSWERS:
-        return state
-    if event.device not in state.selected:
-        return _refuse(state, event.device, Reason.unselected, "not in this round's cohort")
-    if event.device not in state.unanswered:
-        return _refuse(state, event.device, Reason.duplicate, "the device has answered already")
-    if event.now - state.opened_at >= state.rules.deadline_s:
-        return _refuse(state, event.device, Reason.late, "after the round's deadline")
-    verdict = admit(event.payload, state.plan, state.task.layout, event.device, state.task.bounds)
-    if isinstance(verdict, Admitted):
-        accepted = {**state.accepted, event.device: verdict}  # a new dict: states are never changed
-        return replace(state, accepted=accepted, unanswered=state.unanswered - {event.device})
-    return _refuse(state, event.device, verdict.reason, verdict.detail)
+def _collect(state: State, events: Sequence[Event]) -> tuple[State, tuple[Effect, ...], int]:
+    """Take events until they close the round; say how many were taken."""
+    draft = Draft(state)
+    for taken, event in enumerate(events, 1):
+        if isinstance(event, Answered):
+            draft.judge(event)
+        elif isinstance(event, Failed) and draft.waits_for(event.device):
+            draft.refuse(event.device, event.reason, event.detail)
+        elif not isinstance(event, Tick):
+            continue
+        if draft.overdue(event.now) or not draft.left:
+            closed, effects = _close(draft, event.now)
+            return closed, effects, taken
+    return draft.done(), (), len(events)
 
 
-def _refuse(state: State, device: str, reason: Reason, detail: str) -> State:
-    refused = (*state.refused, Refusal(device, reason, detail[:LARGEST_DETAIL]))
-    return replace(state, refused=refused, unanswered=state.unanswered - {device})
-
-
-def _close(state: State, now: float) -> Step:
-    for device in sorted(state.unanswered):
-        state = _refuse(state, device, Reason.no_reply, "no answer before the deadline")
+def _close(draft: Draft, now: float) -> Step:
+    for device in draft.silent():
+        draft.refuse(device, Reason.no_reply, "no answer before the deadline")
+    state = draft.done()
     enough = len(state.accepted) >= state.rules.needed(len(state.selected))
     record = _record(state, now, released=enough)
     if enough:
@@ -205,9 +204,8 @@ def _close(state: State, now: float) -> Step:
 
 def _aggregate(state: State) -> Release:
     assert state.plan is not None
-    total = PartialSum.empty(state.task.layout.size)
-    for device in sorted(state.accepted):
-        total = total.add(state.accepted[device].steps, state.accepted[device].weight)
+    updates = ((update.steps, update.weight) for update in state.accepted.values())
+    total = PartialSum.of(updates, state.task.layout.size)
     provenance = {
         "round": state.round,
         "plan": state.plan.id,

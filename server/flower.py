@@ -16,7 +16,9 @@ from flwr.app import Error, Message, Metadata, RecordDict
 # A message that is neither an instruction nor a reply of a device has no public constructor.
 from flwr.app.message import make_message
 
-# The codes that error replies carry are numbered here only.
+# The codes that error replies carry are numbered here only. An array longer than a chunk travels
+# as several objects, of which equal ones travel once.
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as ARRAY_CHUNK_BYTES
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 
 # A message's tree of objects, as it is announced before the objects travel.
@@ -45,6 +47,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 __all__ = [
+    "ARRAY_CHUNK_BYTES",
     "QUIET_ENVIRONMENT",
     "Content",
     "ErrorCode",
@@ -56,8 +59,10 @@ __all__ = [
     "deflate",
     "inflate",
     "online_node",
+    "stamp",
     "superlink_error",
     "task_run_id",
+    "twin",
     "wire_bytes",
 ]
 
@@ -161,9 +166,28 @@ def inflate(parcel: Parcel) -> Message:
     objects = dict(parcel.content.objects) if parcel.content else {}
     objects[parcel.message_id] = parcel.head
     message = cast(Message, inflate_object_from_contents(parcel.message_id, objects))
-    # The id is the SuperLink's to give, so Flower offers no setter.
-    message.metadata.__dict__["_message_id"] = parcel.message_id
+    stamp(message, parcel.message_id)
     return message
+
+
+def stamp(message: Message, message_id: str) -> None:
+    """Give a message its id, which is the SuperLink's to give, so Flower offers no setter."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def twin(message: Message) -> Message:
+    """Return a message of the same metadata, its own, and no records.
+
+    >>> become_task()
+    >>> sent = Message(RecordDict(), 7, "query", ttl=60, group_id="1")
+    >>> same = twin(sent)
+    >>> sent.metadata.ttl = 5
+    >>> same.metadata.ttl
+    60
+    """
+    metadata = Metadata.__new__(Metadata)
+    metadata.__dict__.update(message.metadata.__dict__)
+    return make_message(metadata, content=RecordDict())
 
 
 def wire_bytes(message: Message) -> WireBytes:

@@ -26,6 +26,7 @@ COLOURS = {
 }
 OTHER = "#555555"
 DOTS_PER_INCH = 130
+LARGEST_ROWS = 100
 
 
 def plot_curves(methods: Mapping[str, Sequence[Evaluation]], path: Path) -> None:
@@ -62,9 +63,13 @@ def plot_curves(methods: Mapping[str, Sequence[Evaluation]], path: Path) -> None
 
 
 def plot_devices(before: Evaluation, after: Mapping[str, Evaluation], path: Path) -> None:
-    """Draw each device's own macro-F1 before and after, devices in order of before."""
+    """Draw each device's own macro-F1 before and after, devices in order of before.
+
+    Of more than :data:`LARGEST_ROWS` devices some are drawn, evenly spaced from worst to best.
+    """
     devices = [d for d, e in before["devices"].items() if e["macro_f1"] is not None]
     devices.sort(key=lambda device: before["devices"][device]["macro_f1"])
+    devices = devices[:: max(1, -(-len(devices) // LARGEST_ROWS))]
     figure, axes = _canvas(6.4, max(2.4, 0.3 * len(devices) + 1.2))
     rows = range(len(devices))
     start = [before["devices"][d]["macro_f1"] for d in devices]

@@ -22,6 +22,7 @@ from fleet.har.normalise import Normalisation, fit
 from fleet.har.partition import device_name, pool
 from fleet.har.population import Population, windows_of
 from fleet.har.shifts import Remount, rotate
+from fleet.har.virtual import virtual_fleet
 from fleet.models.config import ModelConfig
 from fleet.models.pretrain import pretrain
 from fleet.models.registry import build
@@ -48,14 +49,17 @@ OnEpoch = Callable[[int, float], None]
 
 
 def check_feasible(config: RunConfig, population: Population) -> None:
-    """Refuse a base, model or rank that cannot be, before anything is trained or written.
+    """Refuse a fleet, base, model or rank that cannot be, before anything is trained or written.
 
     Raises:
+        InputError: ``bad-shift`` for a variation that is none.
+        DataError: For a variation that the channels do not allow.
         StorageError: When the base that is named is not there or not whole.
         MismatchError: ``base-data``.
         ModelError: ``unknown-model``.
         FrameError: ``rank-too-large``.
     """
+    virtual_fleet(config, population)
     if config.base:
         _check_fits(load_base(Path(config.base)), population, config.base)
     network = fold(build(_model_of(config, population)))

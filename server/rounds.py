@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -18,12 +19,13 @@ from pydantic import ValidationError
 
 from fleet.errors import MismatchError, RoundError, TooFewDevices
 from fleet.federate.admission import Reason
-from fleet.federate.records import DeviceStatus, Plan, problems_of
+from fleet.federate.records import DeviceStatus, problems_of
 from fleet.federate.releases import Release, catch_up
 from fleet.federate.wire import Payload, Scalar, encode_plan
+from fleet.seeds import sample
 from server import coordinator as c
 from server.flower import wire_bytes
-from server.messages import confusion_of, content_of, payload_of
+from server.messages import Traffic, confusion_of, content_of, payload_of
 
 __all__ = ["Shell", "Sink", "Traffic"]
 
@@ -31,6 +33,9 @@ __all__ = ["Shell", "Sink", "Traffic"]
 POLL_S = 1.0
 # A message outlives its round's deadline by this much, so that the deadline decides, not the ttl.
 TTL_SLACK_S = 60.0
+# A question to all devices goes to so many at a time, so that neither side holds ten thousand
+# messages. Plans are not held back: their deadline runs from one push.
+LARGEST_QUESTION = 1000
 
 
 def weight_on_wire(message: Message) -> int:
@@ -58,27 +63,6 @@ class Sink(Protocol):
 
 
 @dataclass
-class Traffic:
-    """Bytes of one round's train messages, both ways.
-
-    Args:
-        messages_down: Plans sent.
-        bytes_down: Their packed arrays.
-        wire_bytes_down: All their objects and framing.
-        messages_up: Answers received.
-        bytes_up: Their packed arrays.
-        wire_bytes_up: All their objects and framing.
-    """
-
-    messages_down: int = 0
-    bytes_down: int = 0
-    wire_bytes_down: int = 0
-    messages_up: int = 0
-    bytes_up: int = 0
-    wire_bytes_up: int = 0
-
-
-@dataclass
 class Shell:
     """Runs a coordinator state over a grid until it ends.
 
@@ -91,6 +75,8 @@ class Shell:
         weigh: Bytes of a message on the wire, all objects and framing.
         evaluate_every: Rounds between evaluations; the first and last are always evaluated.
         classes: Classes of the base; an evaluation of another number is left out. 0 takes any.
+        evaluate_devices: Devices that evaluate, a seeded sample of those online; 0 for all.
+        seed: Root seed of that sample.
     """
 
     grid: Grid
@@ -101,6 +87,8 @@ class Shell:
     evaluate_every: int = 1
     weigh: Callable[[Message], int] = weight_on_wire
     classes: int = 0
+    evaluate_devices: int = 0
+    seed: int = 0
     nodes: dict[str, int] = field(default_factory=dict)
     unusable: dict[str, str] = field(default_factory=dict)
 
@@ -171,14 +159,14 @@ class Shell:
                 state, effects = c.step(state, failed)
         while state.phase is c.Phase.collecting:
             replies = list(self.grid.pull_messages(asked.keys()))
+            events: list[c.Event] = []
             for reply in replies:
                 device = asked.pop(str(reply.metadata.reply_to_message_id), "")
                 if not device:
                     continue
-                event = self._event_of(device, reply, traffic)
+                events.append(self._event_of(device, reply, traffic))
                 self.sink.answered(push.plan.round, device, len(push.devices))
-                if state.phase is c.Phase.collecting:
-                    state, effects = c.step(state, event)
+            state, effects = c.step_all(state, events)
             if state.phase is c.Phase.collecting:
                 if not replies:
                     self.wait(POLL_S)
@@ -188,9 +176,13 @@ class Shell:
     def _push_plan(self, push: c.Push, traffic: Traffic) -> dict[str, str]:
         payload = encode_plan(push.plan, push.release.state)
         reachable = [device for device in push.devices if device in self.nodes]
-        messages = [
-            self._message(payload, self.nodes[device], "train", push.plan) for device in reachable
-        ]
+        messages = self._messages(
+            payload,
+            [self.nodes[device] for device in reachable],
+            "train",
+            str(push.plan.round),
+            push.plan.deadline_s,
+        )
         ids = list(self.grid.push_messages(messages))
         traffic.messages_down += len(messages)
         traffic.bytes_down += payload.array.nbytes * len(messages)
@@ -214,20 +206,16 @@ class Shell:
         return c.Answered(now, device, payload)
 
     def evaluate(self, release: Release, deadline_s: float) -> Confusions:
-        """Let every device that is online judge a release; return the counts of those that did."""
+        """Let devices that are online judge a release; return the counts of those that did."""
         payload = catch_up(release)
         config: dict[str, Scalar] = {**payload.config, "method": release.method}
         online = set(self.grid.get_node_ids())
-        devices = sorted(device for device, node in self.nodes.items() if node in online)
-        messages = [
-            self._message(
-                Payload(payload.array, config), self.nodes[device], "evaluate", None, deadline_s
-            )
-            for device in devices
-        ]
-        asked = _sent(self.grid.push_messages(messages), devices)
+        present = [device for device, node in self.nodes.items() if node in online]
+        devices = sample(present, self.evaluate_devices, self.seed, "evaluation")
+        to = {device: self.nodes[device] for device in devices}
         results: dict[str, NDArray[np.int64]] = {}
-        for device, reply in self._gather(asked, deadline_s):
+        question = Payload(payload.array, config)
+        for device, reply in self._ask(question, to, "evaluate", deadline_s):
             counts = None if reply.has_error() else confusion_of(reply.content, self.classes)
             if counts is not None:
                 results[device] = counts
@@ -240,9 +228,8 @@ class Shell:
         known = set(self.nodes.values()) | {int(n) for n in self.unusable}
         fresh = sorted(online - known)
         empty = Payload(np.zeros(0, np.float32), {})
-        messages = [self._message(empty, node, "query.status", None, deadline_s) for node in fresh]
-        asked = _sent(self.grid.push_messages(messages), [str(node) for node in fresh])
-        for node, reply in self._gather(asked, deadline_s):
+        to = {str(node): node for node in fresh}
+        for node, reply in self._ask(empty, to, "query.status", deadline_s):
             self._introduce(int(node), reply, online)
         return tuple(sorted(d for d, node in self.nodes.items() if node in online))
 
@@ -268,10 +255,19 @@ class Shell:
         else:
             self.nodes[status.device] = node
 
-    def _gather(self, asked: dict[str, str], deadline_s: float) -> Iterable[tuple[str, Message]]:
-        """Yield (device, reply) until all have answered or the deadline has passed."""
-        until = self.now() + deadline_s
-        while asked:
+    def _ask(
+        self, payload: Payload, to: Mapping[str, int], kind: str, deadline_s: float
+    ) -> Iterable[tuple[str, Message]]:
+        """Send to nodes by name; yield (name, reply) until all answered or the deadline passed."""
+        until, left, asked = self.now() + deadline_s, iter(to), dict[str, str]()
+        while True:
+            if names := list(islice(left, LARGEST_QUESTION - len(asked))):
+                nodes = [to[name] for name in names]
+                messages = self._messages(payload, nodes, kind, kind, deadline_s)
+                asked |= _sent(self.grid.push_messages(messages), names)
+                continue
+            if not asked:
+                return
             replies = list(self.grid.pull_messages(asked.keys()))
             for reply in replies:
                 device = asked.pop(str(reply.metadata.reply_to_message_id), "")
@@ -282,19 +278,16 @@ class Shell:
                     return
                 self.wait(POLL_S)
 
-    def _message(
-        self,
-        payload: Payload,
-        node: int,
-        kind: str,
-        plan: Plan | None,
-        deadline_s: float = 0.0,
-    ) -> Message:
-        group = f"{self.group}/{plan.round if plan else kind}"
-        ttl = (plan.deadline_s if plan else deadline_s) + TTL_SLACK_S
-        return Message(
-            content_of(payload), dst_node_id=node, message_type=kind, ttl=ttl, group_id=group
-        )
+    def _messages(
+        self, payload: Payload, nodes: Iterable[int], kind: str, group: str, deadline_s: float
+    ) -> list[Message]:
+        """Make a message to each node; they share their records, which nobody changes."""
+        content, ttl = content_of(payload), deadline_s + TTL_SLACK_S
+        group = f"{self.group}/{group}"
+        return [
+            Message(content, dst_node_id=node, message_type=kind, ttl=ttl, group_id=group)
+            for node in nodes
+        ]
 
 
 def _sent(ids: Iterable[str], devices: Iterable[str]) -> dict[str, str]:

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 MAX_QUEUED_MESSAGES = 10_000
 # One round sends few distinct contents; more would only hold memory.
 MAX_KNOWN_CONTENTS = 8
+# Weights of messages that nobody has asked about yet; beyond, they are counted anew.
+MAX_KNOWN_WEIGHTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,9 @@ class _Waiting:
 class InProcessGrid(Grid):
     """Run a ``ClientApp`` for many virtual devices in this process, one message at a time.
 
-    Each device has a ``Context`` of its own whose state persists from message to message. Node
-    ids are stable for a seed and in no relation to partition ids. Not for use from many threads.
+    Each device has a ``Context`` of its own whose state persists from message to message; one
+    without state is made anew for each, so that idle devices take no memory. Node ids are stable
+    for a seed and in no relation to partition ids. Not for use from many threads.
 
     Args:
         app: The app that every device runs.
@@ -159,7 +162,7 @@ class InProcessGrid(Grid):
         return [self._push(message) for message in messages]
 
     def _push(self, message: Message) -> str:
-        self._check(message)
+        self.check(message)
         if len(self._queue) >= MAX_QUEUED_MESSAGES:
             raise RoundError(
                 "queue-full",
@@ -172,12 +175,17 @@ class InProcessGrid(Grid):
         if parcel.message_id in self._queue:
             raise ValueError(f"message {parcel.message_id} waits already: push each message once")
         # Flower writes the id that it gives into the sender's message as well.
-        message.metadata.__dict__["_message_id"] = parcel.message_id
+        flower.stamp(message, parcel.message_id)
         self._queue[parcel.message_id] = _Waiting(parcel, self._now)
-        self._count(message, parcel, up=False)
+        self.count(message, parcel.wire.total, up=False)
         return parcel.message_id
 
-    def _check(self, message: Message) -> None:
+    def check(self, message: Message) -> None:
+        """Refuse a message that no grid of ours takes.
+
+        Raises:
+            ValueError: When it has no ttl or no group, or its node does not exist.
+        """
         metadata = message.metadata
         if metadata.ttl <= 0 or metadata.ttl == DEFAULT_TTL:
             raise ValueError(f"every message has a ttl of its own, not {metadata.ttl:g} s")
@@ -214,21 +222,40 @@ class InProcessGrid(Grid):
 
     def _answer(self, waiting: _Waiting) -> Message:
         message = flower.inflate(waiting.parcel)
-        code, age = flower.ErrorCode, self._now - waiting.pushed_at
-        # A reply lives as long as is left of its message by the wall clock, which goes on here.
+        refusal = self.refusal(message, self._now - waiting.pushed_at)
+        if refusal is not None:
+            return refusal
+        parcel = flower.deflate(self._run_app(message))
+        reply = flower.inflate(parcel)
+        self.count(reply, parcel.wire.total, up=True)
+        return reply
+
+    def refusal(self, message: Message, age: float) -> Message | None:
+        """Return the SuperLink's error reply to a message of ``age`` seconds that cannot arrive.
+
+        One that can is dated so that a reply to it lives as long as is left of it.
+        """
+        code = flower.ErrorCode
+        # By the wall clock, which goes on here.
         message.metadata.created_at = time.time() - age
         if age >= message.metadata.ttl:
             reason = f"the message expired: it is {age:g} s old"
             return flower.superlink_error(message, code.MESSAGE_UNAVAILABLE, reason)
-        if self._offline(self._partitions[message.metadata.dst_node_id]):
+        if self._offline(self.partition_of(message)):
             return flower.superlink_error(message, code.NODE_UNAVAILABLE, "the node is offline")
-        parcel = flower.deflate(self._run_app(message))
-        self._count(message, parcel, up=True)
-        return flower.inflate(parcel)
+        return None
+
+    def partition_of(self, message: Message) -> int:
+        """Return the partition id of the device that a message is for."""
+        return self._partitions[message.metadata.dst_node_id]
 
     def _run_app(self, message: Message) -> Message:
         try:
-            reply = self._app(message, self._context(message.metadata.dst_node_id))
+            node_id = message.metadata.dst_node_id
+            context = self._context(node_id)
+            reply = self._app(message, context)
+            if not context.state:
+                self._contexts.pop(node_id, None)
             if reply.metadata.reply_to_message_id != message.metadata.message_id:
                 raise ValueError("a ClientApp replies to the message that it was given")
             return reply
@@ -249,7 +276,13 @@ class InProcessGrid(Grid):
             self._contexts[node_id] = Context(run_id, node_id, node_config, RecordDict(), config)
         return self._contexts[node_id]
 
-    def _count(self, message: Message, parcel: flower.Parcel, *, up: bool) -> None:
+    def count(self, message: Message, size: int, *, up: bool) -> None:
+        """Count a message, its id given, of ``size`` bytes on the wire."""
         kind = message.metadata.message_type.split(".")[0]
         so_far = self._ledger.get(kind, Traffic())
-        self._ledger[kind] = so_far.with_message(parcel.wire.total, up=up)
+        self._ledger[kind] = so_far.with_message(size, up=up)
+        # Only plans and updates are weighed; the rest must not pile up.
+        if kind == "train":
+            self._weights[message.metadata.message_id] = size
+            while len(self._weights) > MAX_KNOWN_WEIGHTS:
+                del self._weights[next(iter(self._weights))]

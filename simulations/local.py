@@ -6,7 +6,7 @@ from the same seeds, each continuing from the device's own last core.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,13 +59,24 @@ def _plan(base: Base, task: Task, state: CoreState, number: int) -> Plan:
 
 
 def adapt_all(
-    learners: Sequence[Learner],
+    learners: Iterable[Learner],
     base: Base,
     task: Task,
     rounds: int,
     on_round: Callable[[], None],
 ) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.int64]]]:
-    """Train every device alone; return confusion counts by device before and after."""
+    """Train every device alone, one after the other.
+
+    Args:
+        learners: Made as they are asked for, so that of many devices one is held.
+        base: The base that all start from.
+        task: What they train.
+        rounds: Rounds of each.
+        on_round: Called after each round of each device.
+
+    Returns:
+        Confusion counts ``(classes, classes)`` by device, before and after.
+    """
     before, after = {}, {}
     for learner in learners:
         before[learner.device], after[learner.device] = adapt_alone(

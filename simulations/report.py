@@ -31,7 +31,7 @@ def write_report(
     report = {
         "data": population.dataset.name,
         "classes": list(population.dataset.labels),
-        "devices": len(population.fleet),
+        "devices": record["config"]["devices"] or len(population.fleet),
         "rounds": record["config"]["rounds"],
         "before": next(iter(summaries.values()))["before"],
         "methods": {

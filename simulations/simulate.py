@@ -22,24 +22,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clients import bridge
-from clients.agent.simulated import learner_of
+from clients.agent.simulated import learner_of, status_of
 from fleet.adapt.base import Base, load_base, save_base
 from fleet.config import RunConfig
 from fleet.errors import InputError, StorageError
 from fleet.federate.served import save_merged
 from fleet.files import write_json
 from fleet.har.population import Population, population_of
+from fleet.har.virtual import virtual_fleet
 from fleet.measure.f1 import score_fleet
 from fleet.peft.registry import METHODS, find
+from fleet.seeds import sample
 from server.app import Surroundings, run_rounds, task_of
-from server.coordinator import Task
 from server.prepare import check_feasible, obtain_base
 from server.rehearsal import Rehearsal, rehearsal_base
 from server.results import SCORES, scores_of, summary_of, write_results
 from server.rounds import Traffic
 from server.store import RunFolder, read_json
-from simulations.inprocess import InProcessGrid
+from simulations.engines import Engine, make_grid
 from simulations.local import adapt_all
 from simulations.progress import Progress
 from simulations.report import write_report
@@ -62,11 +62,13 @@ class Run:
         config: The configuration; ``out`` is the folder.
         methods: Methods to compare, in order.
         rates: Learning rates given by hand, by method; the others are rehearsed.
+        engine: How the devices of federated methods are run.
     """
 
     config: RunConfig
     methods: tuple[str, ...]
     rates: Mapping[str, float]
+    engine: Engine = Engine.loop
 
     @property
     def folder(self) -> Path:
@@ -79,6 +81,7 @@ class Run:
             "config": self.config.model_dump(mode="json"),
             "methods": list(self.methods),
             "rates": dict(self.rates),
+            "engine": self.engine.value,
         }
 
 
@@ -114,7 +117,9 @@ def open_run(run: Run, *, resume: bool) -> Run:
     try:
         # The folder may have been moved since.
         config = RunConfig.parse(kept["config"] | {"out": str(run.folder)})
-        return Run(config, tuple(kept["methods"]), dict(kept["rates"]))
+        # Runs of before there was a choice have none.
+        engine = Engine(kept.get("engine", Engine.loop))
+        return Run(config, tuple(kept["methods"]), dict(kept["rates"]), engine)
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(
             "run-damaged", f"{path} is no whole record of a run ({error})", "Start a new run."
@@ -129,7 +134,7 @@ def simulate(run: Run, progress: Progress) -> dict[str, Any]:
     if not (run.folder / "run.json").exists():
         # Claimed only now, so that a mistake in the flags leaves no folder behind.
         write_json(run.folder / "run.json", run.record() | {"versions": versions()})
-    progress.say(_about(population))
+    progress.say(_about(config, population))
     base = _base(run, population, progress)
     rates = _rates(run, population, progress)
     config = config.model_copy(update={"base": str(run.folder / "base.safetensors")})
@@ -211,9 +216,8 @@ def _federated(
     rate: float,
     progress: Progress,
 ) -> dict[str, Any]:
-    devices = len(population.fleet)
-    grid = InProcessGrid(bridge.app, devices, run_config=config.for_flower(), seed=config.seed)
-    cohort = config.cohort or devices
+    devices = len(virtual_fleet(config, population))
+    grid = make_grid(run.engine, config.for_flower(), devices, config.seed)
     plan = learner_of(config.for_flower(), 0).memory_plan(name, config.batch)
     if plan is not None:
         progress.say(f"{name}: {plan}")
@@ -231,7 +235,7 @@ def _federated(
         on_publish=on_publish,
     )
     left = config.rounds - len(folder.round_numbers())
-    progress.stage(name, max(1, left * cohort))
+    progress.stage(name, max(1, left * (config.cohort or devices)))
     around = Surroundings(grid.clock, grid.wait, grid.weigh)
     release = run_rounds(grid, config, base, population, find(name), rate, folder, around)
     save_merged(base, release, folder.folder / "merged.safetensors")
@@ -250,12 +254,15 @@ def _alone(
     rate: float,
     progress: Progress,
 ) -> dict[str, Any]:
-    devices = len(population.fleet)
-    learners = [learner_of(config.for_flower(), partition) for partition in range(devices)]
-    able = [learner for learner in learners if not learner.reason]
-    task: Task = task_of(config, base, find(TRAINS[name]), rate)
-    progress.stage(name, len(able) * config.rounds)
-    before, after = adapt_all(able, base, task, config.rounds, progress.advance)
+    values, devices = config.for_flower(), len(virtual_fleet(config, population))
+    told = ((status_of(values, partition), partition) for partition in range(devices))
+    able = {status.device: partition for status, partition in told if status.usable}
+    # Only those that are evaluated: what the others learn alone, nobody would ever see.
+    chosen = sample(able, config.evaluate_devices, config.seed, "evaluation")
+    learners = (learner_of(values, able[device]) for device in chosen)
+    task = task_of(config, base, find(TRAINS[name]), rate)
+    progress.stage(name, len(chosen) * config.rounds)
+    before, after = adapt_all(learners, base, task, config.rounds, progress.advance)
     folder = RunFolder(run.folder / name)
     for number, results in ((0, before), (config.rounds, after)):
         folder.keep_evaluation(number, "", results)
@@ -282,13 +289,13 @@ def _scores(results: Mapping[str, NDArray[np.int64]]) -> dict[str, float | None]
     }
 
 
-def _about(population: Population) -> str:
+def _about(config: RunConfig, population: Population) -> str:
     data = population.dataset
     shift = "no shift" if population.shift is None else str(population.shift)
-    return (
-        f"data {data.name} · {len(population.source)} source people, {len(population.fleet)} fleet "
-        f"people · {len(data.labels)} classes · {shift}"
-    )
+    people = f"{len(population.source)} source people, {len(population.fleet)} fleet people"
+    if config.devices:
+        people += f" · {config.devices:,} virtual devices"
+    return f"data {data.name} · {people} · {len(data.labels)} classes · {shift}"
 
 
 def _result(name: str, summary: Mapping[str, Any]) -> str:

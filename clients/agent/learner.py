@@ -8,7 +8,7 @@ alone.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -32,7 +32,15 @@ from fleet.measure.f1 import confusion
 from fleet.peft.registry import find
 from fleet.seeds import generator
 
-__all__ = ["Learner", "Windows", "Workbench", "workbench"]
+__all__ = [
+    "Learner",
+    "Windows",
+    "Workbench",
+    "judged",
+    "metrics_of",
+    "opened",
+    "workbench",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,14 +156,10 @@ class Learner:
         Raises:
             MismatchError: When base, frames, layout or release are not those of the plan.
         """
-        plan = decode_plan(message)
-        self._check(plan)
-        layout = self.bench.layout(plan.method)
-        _match("layout", plan.layout, layout.digest)
-        state = decode_state(message, layout)
-        _match("state", plan.state, state.digest)
+        plan, state = opened(message, self.bench)
+        self.check_windows()
         delta, result = self.train(plan, state)
-        return encode_update(Update(self._header(plan, result), delta))
+        return self.encode(plan, delta, result)
 
     def train(self, plan: Plan, state: CoreState) -> tuple[CoreState, TrainingResult]:
         """Train from ``state``; return the core-state delta and what training says of itself."""
@@ -164,23 +168,26 @@ class Learner:
             x = torch.from_numpy(self.windows.train_x).to(self.dtype)
             cut = self.memory_plan(plan.method, plan.batch)
             before = attached.state()
-            order = batches(
-                len(self.windows.train_y),
-                batch=plan.batch,
-                epochs=plan.epochs,
-                generator=generator(plan.seed, plan.round, self.device, "batches"),
-            )
             result = train(
                 attached,
                 x,
                 torch.from_numpy(self.windows.train_y),
-                order,
+                self.order(plan),
                 optimiser=plan.optimiser,
                 learning_rate=plan.learning_rate,
                 momentum=plan.momentum,
                 micro_batch=cut.windows if cut else None,
             )
             return attached.state() - before, result
+
+    def order(self, plan: Plan) -> Iterator[NDArray[np.int64]]:
+        """Yield which windows each step of a plan takes."""
+        return batches(
+            len(self.windows.train_y),
+            batch=plan.batch,
+            epochs=plan.epochs,
+            generator=generator(plan.seed, plan.round, self.device, "batches"),
+        )
 
     def memory_plan(self, method: str, batch: int) -> MicroBatchPlan | None:
         """Return how this device cuts a batch; None without a budget or for a method beyond one.
@@ -200,12 +207,11 @@ class Learner:
         Returns:
             ``num-examples`` and ``confusion`` (row-major counts by true and predicted class).
         """
-        config = message.config
-        _match("base", str(config.get("base")), self.bench.base.digest)
-        layout = self.bench.layout(str(config.get("method")))
-        _match("layout", str(config.get("layout")), layout.digest)
-        counts = self.evaluate(decode_state(message, layout))
-        return {"num-examples": int(counts.sum()), "confusion": counts.ravel().tolist()}
+        return metrics_of(self.judge(message))
+
+    def judge(self, message: Payload) -> NDArray[np.int64]:
+        """Return the confusion counts ``(classes, classes)`` that a message asks for."""
+        return self.evaluate(judged(message, self.bench))
 
     def evaluate(self, state: CoreState) -> NDArray[np.int64]:
         """Return confusion counts ``(classes, classes)`` of the merged network on the tests."""
@@ -215,16 +221,20 @@ class Learner:
         classes = len(self.bench.base.record.labels)
         return confusion(self.windows.test_y, predicted, classes)
 
-    def _check(self, plan: Plan) -> None:
-        _match("base", plan.base, self.bench.base.digest)
-        _match("frame", plan.frame, self.bench.base.frame_digest)
+    def check_windows(self) -> None:
+        """Refuse to train on nothing.
+
+        Raises:
+            MismatchError: ``no-windows``.
+        """
         if not len(self.windows.train_y):
             raise MismatchError(
                 "no-windows", f"{self.device} has no labelled windows to train on", ""
             )
 
-    def _header(self, plan: Plan, result: TrainingResult) -> UpdateHeader:
-        return UpdateHeader(
+    def encode(self, plan: Plan, delta: CoreState, result: TrainingResult) -> Payload:
+        """Pack what this device found in answer to a plan."""
+        header = UpdateHeader(
             format=WIRE_FORMAT,
             plan=plan.id,
             device=self.device,
@@ -235,6 +245,41 @@ class Learner:
             steps=result.steps,
             loss=result.loss,
         )
+        return encode_update(Update(header, delta))
+
+
+def opened(message: Payload, bench: Workbench) -> tuple[Plan, CoreState]:
+    """Read a plan and the state that training starts from.
+
+    Raises:
+        MismatchError: When base, frames, layout or release are not those of the plan.
+    """
+    plan = decode_plan(message)
+    _match("base", plan.base, bench.base.digest)
+    _match("frame", plan.frame, bench.base.frame_digest)
+    layout = bench.layout(plan.method)
+    _match("layout", plan.layout, layout.digest)
+    state = decode_state(message, layout)
+    _match("state", plan.state, state.digest)
+    return plan, state
+
+
+def judged(message: Payload, bench: Workbench) -> CoreState:
+    """Read the state that an evaluation is about.
+
+    Raises:
+        MismatchError: When it is not for this base and layout.
+    """
+    config = message.config
+    _match("base", str(config.get("base")), bench.base.digest)
+    layout = bench.layout(str(config.get("method")))
+    _match("layout", str(config.get("layout")), layout.digest)
+    return decode_state(message, layout)
+
+
+def metrics_of(counts: NDArray[np.int64]) -> dict[str, int | list[int]]:
+    """Return what an evaluation sends of confusion counts ``(classes, classes)``."""
+    return {"num-examples": int(counts.sum()), "confusion": counts.ravel().tolist()}
 
 
 def _match(what: str, wanted: str, own: str) -> None:

@@ -18,7 +18,7 @@ from fleet.adapt.attach import Attached
 from fleet.adapt.lean.plan import accumulate
 from fleet.errors import RoundError
 
-__all__ = ["OptimiserName", "TrainingResult", "batches", "predict", "train"]
+__all__ = ["OptimiserName", "TrainingResult", "batches", "diverged", "predict", "train"]
 
 OptimiserName = Literal["sgd", "adam"]
 
@@ -74,12 +74,17 @@ def train(
     # The last step's effect shows in no loss.
     whole = all(bool(torch.isfinite(p).all()) for p in attached.parameters.values())
     if not (np.isfinite(total) and whole):
-        raise RoundError(
-            "training-diverged",
-            f"training diverged at learning rate {learning_rate}: loss or weights are not finite",
-            "Lower the learning rate.",
-        )
+        raise diverged(learning_rate)
     return TrainingResult(steps, total / max(steps, 1))
+
+
+def diverged(learning_rate: float) -> RoundError:
+    """Make the error of a training whose loss or parameters are not finite."""
+    return RoundError(
+        "training-diverged",
+        f"training diverged at learning rate {learning_rate}: loss or weights are not finite",
+        "Lower the learning rate.",
+    )
 
 
 def batches(

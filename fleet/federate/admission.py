@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fleet.adapt.state import CoreState, Layout
 from fleet.errors import MismatchError
-from fleet.federate.aggregate import LARGEST_ENTRY, quantise
+from fleet.federate.aggregate import LARGEST_ENTRY, rounded
 from fleet.federate.records import Plan, UpdateHeader
 from fleet.federate.wire import Payload, decode_state, decode_update_header
 
@@ -129,13 +129,14 @@ def _admit_array(
         return Refused(
             Reason.wrong_shape, f"{payload.array.shape}; the layout has ({layout.size},)"
         )
-    delta: CoreState = decode_state(payload, layout)
-    if not delta.finite:
-        return Refused(Reason.not_finite, "the delta holds NaN or infinity")
+    # Of an array with a NaN the largest is NaN, so that one pass tells both.
     largest = float(np.max(np.abs(payload.array), initial=0.0))
+    if not np.isfinite(largest):
+        return Refused(Reason.not_finite, "the delta holds NaN or infinity")
     if largest > LARGEST_ENTRY:
         return Refused(Reason.entry_too_large, f"{largest:.3g} exceeds {LARGEST_ENTRY:g}")
+    delta: CoreState = decode_state(payload, layout)
     if bounds.largest_norm is not None and delta.norm > bounds.largest_norm:
         return Refused(Reason.over_norm, f"norm {delta.norm:.3g} exceeds {bounds.largest_norm:g}")
     weight = min(header.examples, plan.weight_cap)
-    return Admitted(header, quantise(delta.flat()), weight, delta.norm, delta.digest)
+    return Admitted(header, rounded(payload.array), weight, delta.norm, delta.digest)

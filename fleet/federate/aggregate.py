@@ -30,6 +30,7 @@ __all__ = [
     "PartialSum",
     "dequantise",
     "quantise",
+    "rounded",
 ]
 
 STEP_BITS = 32
@@ -54,7 +55,14 @@ def quantise(flat: NDArray[np.floating]) -> NDArray[np.int64]:
         raise MismatchError(
             "entry-too-large", f"an entry of {largest:.3g} exceeds the bound of {LARGEST_ENTRY:g}"
         )
-    return np.rint(flat.astype(np.float64) * 2.0**STEP_BITS).astype(np.int64)
+    return rounded(flat)
+
+
+def rounded(flat: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Do what :func:`quantise` does to entries that were checked."""
+    scaled = flat.astype(np.float64)
+    scaled *= 2.0**STEP_BITS
+    return np.rint(scaled, out=scaled).astype(np.int64)
 
 
 def dequantise(steps: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -81,28 +89,43 @@ class PartialSum:
         """Return the sum of nothing."""
         return cls(np.zeros(size, np.int64), 0, 0)
 
+    @classmethod
+    def of(cls, states: Iterable[tuple[NDArray[np.int64], int]], size: int) -> PartialSum:
+        """Return the sum of states ``(steps, weight)``, as :meth:`add` after :meth:`add` finds it.
+
+        Args:
+            states: Steps ``(size,)`` and weights; drawn once, none is held.
+            size: Entries of each.
+
+        Raises:
+            MismatchError: ``sum-bound`` or ``layout-size``.
+        """
+        # Local, so it may grow in place.
+        total, part = np.zeros(size, np.int64), np.empty(size, np.int64)
+        sum_of_weights = count = 0
+        for steps, weight in states:
+            _check_weight(weight)
+            _check_shapes(total.shape, steps.shape)
+            sum_of_weights += weight
+            _check_sum(sum_of_weights)
+            np.multiply(steps, weight, out=part)
+            np.add(total, part, out=total)
+            count += 1
+        return cls(total, sum_of_weights, count)
+
     def add(self, steps: NDArray[np.int64], weight: int) -> PartialSum:
         """Return the sum with one more state.
 
         Raises:
             MismatchError: ``sum-bound`` or ``layout-size``.
         """
-        if not 1 <= weight <= LARGEST_WEIGHT:
-            raise MismatchError(
-                "sum-bound", f"a weight is 1 to {LARGEST_WEIGHT} windows, not {weight}"
-            )
+        _check_weight(weight)
         return self + PartialSum(steps * np.int64(weight), weight, 1)
 
     def __add__(self, other: PartialSum) -> PartialSum:
-        if self.total.shape != other.total.shape:
-            raise MismatchError(
-                "layout-size", f"sums of {self.total.shape} and {other.total.shape} do not add"
-            )
+        _check_shapes(self.total.shape, other.total.shape)
         weight = self.weight + other.weight
-        if weight > LARGEST_TOTAL_WEIGHT:
-            raise MismatchError(
-                "sum-bound", f"weights add up to {weight}, beyond {LARGEST_TOTAL_WEIGHT}"
-            )
+        _check_sum(weight)
         return PartialSum(self.total + other.total, weight, self.count + other.count)
 
     def mean(self) -> NDArray[np.int64]:
@@ -116,8 +139,8 @@ class PartialSum:
         quotient, remainder = np.divmod(self.total, self.weight)
         twice = 2 * remainder
         up = (twice > self.weight) | ((twice == self.weight) & (quotient & 1 == 1))
-        rounded: NDArray[np.int64] = quotient + up
-        return rounded
+        nearest: NDArray[np.int64] = quotient + up
+        return nearest
 
 
 def total(parts: Iterable[PartialSum], size: int) -> PartialSum:
@@ -126,3 +149,20 @@ def total(parts: Iterable[PartialSum], size: int) -> PartialSum:
     for part in parts:
         result = result + part
     return result
+
+
+def _check_weight(weight: int) -> None:
+    if not 1 <= weight <= LARGEST_WEIGHT:
+        raise MismatchError("sum-bound", f"a weight is 1 to {LARGEST_WEIGHT} windows, not {weight}")
+
+
+def _check_sum(weight: int) -> None:
+    if weight > LARGEST_TOTAL_WEIGHT:
+        raise MismatchError(
+            "sum-bound", f"weights add up to {weight}, beyond {LARGEST_TOTAL_WEIGHT}"
+        )
+
+
+def _check_shapes(one: tuple[int, ...], other: tuple[int, ...]) -> None:
+    if one != other:
+        raise MismatchError("layout-size", f"sums of {one} and {other} do not add")

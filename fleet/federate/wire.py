@@ -121,7 +121,7 @@ def decode_state(payload: Payload, layout: Layout) -> CoreState:
 
 
 def _pack(state: CoreState) -> NDArray[np.float32]:
-    return little_endian(state.flat().astype(np.float32))
+    return little_endian(state.flat().astype(np.float32, copy=False))
 
 
 def _check_format(config: Mapping[str, Any]) -> None:

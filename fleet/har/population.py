@@ -14,12 +14,20 @@ from numpy.typing import NDArray
 
 from fleet.config import RunConfig
 from fleet.har.dataset import DataSet, select_labels
+from fleet.har.mapped import mapped
 from fleet.har.normalise import Normalisation
 from fleet.har.partition import Share, chronological, device_name, pool, split_people
 from fleet.har.shifts import Shift, parse
 from fleet.har.sources import basic_labels, default_name, find
 
-__all__ = ["LabelledWindows", "Population", "population_of", "share_windows", "windows_of"]
+__all__ = [
+    "LabelledWindows",
+    "Population",
+    "labelled",
+    "population_of",
+    "share_windows",
+    "windows_of",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +45,7 @@ class Population:
     Args:
         dataset: Only the classes that the run uses.
         source: People that the base is trained on.
-        fleet: People with a device each, in the order of their partition ids.
+        fleet: People whose windows the devices hold, ascending; see ``fleet.har.virtual``.
         shift: How the fleet's sensors differ from the source's.
     """
 
@@ -48,7 +56,7 @@ class Population:
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Names of the fleet's devices, in the order of their partition ids."""
+        """Names of the devices where each person has one, in the order of their partition ids."""
         return tuple(device_name(person) for person in self.fleet)
 
 
@@ -58,6 +66,10 @@ def population_of(config: RunConfig, dataset: DataSet | None = None) -> Populati
     Args:
         config: The run.
         dataset: The data set where it is at hand; else ``config.data`` is looked up.
+
+    Returns:
+        The people; with ``config.devices`` the windows are mapped from a file where possible, so
+        that the processes of a large fleet share them.
     """
     shift = parse(config.shift)
     dataset = find(config.data or default_name()) if dataset is None else dataset
@@ -65,6 +77,8 @@ def population_of(config: RunConfig, dataset: DataSet | None = None) -> Populati
         wanted = basic_labels(dataset)
         if wanted != dataset.labels:
             dataset = select_labels(dataset, wanted)
+    if config.devices:
+        dataset = mapped(dataset)
     source, fleet = split_people(dataset.subjects, config.seed, config.fleet_fraction)
     return Population(dataset, source, fleet, shift)
 
@@ -75,7 +89,7 @@ def windows_of(
     """Return all windows of people as their sensors gave them, normalised."""
     rows = pool(population.dataset, people)
     dataset = population.dataset
-    return _labelled(dataset, rows, dataset.physical(rows), normalisation)
+    return labelled(dataset, rows, dataset.physical(rows), normalisation)
 
 
 def share_windows(
@@ -109,14 +123,22 @@ def share_windows(
             x, dataset.channels, dataset.rate_hz, seed=seed, device=share.name
         )
     past = len(share.train)
-    train = _labelled(dataset, share.train, x[:past], normalisation)
-    return share, train, _labelled(dataset, share.test, x[past:], normalisation)
+    train = labelled(dataset, share.train, x[:past], normalisation)
+    return share, train, labelled(dataset, share.test, x[past:], normalisation)
 
 
-def _labelled(
+def labelled(
     dataset: DataSet,
     rows: NDArray[np.int64],
     x: NDArray[np.float32],
     normalisation: Normalisation,
 ) -> LabelledWindows:
+    """Normalise windows and give them their labels.
+
+    Args:
+        dataset: Where the labels are.
+        rows: int64 ``[n]`` of the data set.
+        x: float32 ``[n, channels, window]`` of those rows, in physical units.
+        normalisation: From source people.
+    """
     return LabelledWindows(normalisation.apply(x), dataset.y[rows].astype(np.int64))

@@ -41,10 +41,7 @@ def _plain(steps: list[np.ndarray[Any, np.dtype[np.int64]]]) -> Any:
 
 
 def _exact(steps: list[np.ndarray[Any, np.dtype[np.int64]]]) -> Any:
-    total = PartialSum.empty(steps[0].size)
-    for step in steps:
-        total = total.add(step, WEIGHT)
-    return total.mean()
+    return PartialSum.of(((step, WEIGHT) for step in steps), steps[0].size).mean()
 
 
 def _flower(flats: list[np.ndarray[Any, np.dtype[np.float32]]]) -> Any:

@@ -14,6 +14,7 @@ from rich.table import Table
 from fleet.errors import InputError
 from server.control.cli.render import Format, FormatOption, emit
 from simulations.cli.units import bytes_of
+from simulations.engines import Engine
 
 if TYPE_CHECKING:
     from simulations.simulate import Run
@@ -36,11 +37,13 @@ fleet simulate --data hapt --methods core,full --out runs/hapt
 
 fleet simulate --data my.npz --model t-resnet --rank 2 --shift none
 
+fleet simulate --devices 200 --windows-per-device 40 --variation gain:10+noise:5 --cohort 20
+
 fleet simulate --out runs/hapt --resume
 """
 
 # Flags that name what a run is; with --resume they come from the run itself.
-NOT_CONFIG = {"methods", "rate", "resume", "form", "out"}
+NOT_CONFIG = {"methods", "rate", "engine", "resume", "form", "out"}
 
 
 @app.command(help=HELP, epilog=EPILOG)
@@ -69,6 +72,23 @@ def simulate(
             "rate:PERCENT, noise:PERCENT, placement:DEGREES, or several joined by +."
         ),
     ] = "remount:35",
+    devices: Annotated[
+        int, typer.Option(help="Virtual devices made of the fleet's people; 0: one of each person.")
+    ] = 0,
+    windows_per_device: Annotated[
+        int, typer.Option(help="Most windows that a device trains or is tested on; 0 for all.")
+    ] = 0,
+    class_mix: Annotated[
+        float,
+        typer.Option(
+            help="Dirichlet concentration of a device's classes; less is more one-sided, "
+            "0: as the person has them."
+        ),
+    ] = 0.0,
+    variation: Annotated[
+        str,
+        typer.Option(help="How each device's sensor differs from the others'; forms of --shift."),
+    ] = "none",
     methods: Annotated[
         str, typer.Option(help="Methods to compare, by comma: core, bias, head, full, local.")
     ] = "core,head,full,local",
@@ -77,6 +97,9 @@ def simulate(
         typer.Option(help="METHOD=RATE; repeatable. Methods without one are rehearsed."),
     ] = None,
     cohort: Annotated[int, typer.Option(help="Devices per round; 0 for all.")] = 0,
+    evaluate_devices: Annotated[
+        int, typer.Option(help="Devices that are evaluated, a fixed sample; 0 for all.")
+    ] = 0,
     epochs: Annotated[int, typer.Option(help="Local passes per round.")] = 1,
     batch: Annotated[int, typer.Option(help="Windows per local step.")] = 32,
     memory_budget: Annotated[
@@ -87,6 +110,13 @@ def simulate(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the results; default: runs/DATE-TIME.")
     ] = None,
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            help="loop: one device at a time; cohort: many devices trained as one computation, "
+            "equal up to rounding. For Flower's own runtime, on Ray, use: flwr run ."
+        ),
+    ] = Engine.loop,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     form: FormatOption = Format.table,
 ) -> None:
@@ -119,8 +149,10 @@ def _run(context: typer.Context, out: Path | None, resume: bool) -> Run:
         out = Path("runs") / datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     values["memory_budget"] = bytes_of(values["memory_budget"])
     config = RunConfig.parse(values | {"out": str(out)})
+    # The callback has an Engine, the context still its name.
+    engine = Engine(context.params["engine"])
     names = tuple(dict.fromkeys(m.strip() for m in context.params["methods"].split(",") if m))
-    return Run(config, names, _rates(context.params["rate"] or []))
+    return Run(config, names, _rates(context.params["rate"] or []), engine)
 
 
 def _resumed(context: typer.Context, out: Path | None) -> Run:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from clients import bridge
+from clients.agent.simulated import learner_of
 from fleet.adapt.base import Base
 from fleet.adapt.network import folded_network
 from fleet.adapt.state import CoreState
@@ -99,6 +101,22 @@ def test_the_status_names_the_person_of_the_partition(
         status = DeviceStatus.model_validate(config_of(reply))
         assert status.device == name
         assert status.usable
+
+
+def test_the_status_of_a_virtual_device_is_that_of_its_learner_but_makes_no_windows(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = make_config(devices=9, windows_per_device=5, class_mix=0.5, variation="gain:10")
+    learners = [learner_of(config.for_flower(), partition) for partition in range(9)]
+    monkeypatch.setattr("fleet.har.virtual.labelled", None)
+    for partition, learner in enumerate(learners):
+        reply = ask("query.status", RecordDict(), config, partition)
+        status = DeviceStatus.model_validate(config_of(reply))
+        assert status == learner.status()
+        assert (status.device, status.usable) == (f"device-{partition:05d}", True)
+    beyond = config_of(ask("query.status", RecordDict(), config, 9))
+    assert (beyond["declined"], "has 9 devices" in beyond["detail"]) == ("no-such-person", True)
 
 
 def test_a_node_beyond_the_fleet_declines_its_status(make_config: MakeConfig) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet.seeds import derive_seed, generator
+from fleet.seeds import derive_seed, generator, sample
 
 NAMES = st.tuples(
     st.integers(0, 2**40), st.integers(0, 1000), st.text(max_size=5), st.text(max_size=5)
@@ -58,3 +58,24 @@ def test_two_generators_of_one_name_are_independent_objects() -> None:
     one, other = generator(0, 1, "a", "b"), generator(0, 1, "a", "b")
     one.random(10)
     assert other.random() == generator(0, 1, "a", "b").random()
+
+
+@given(
+    names=st.sets(st.text(max_size=4), max_size=20),
+    gone=st.sets(st.text(max_size=4), max_size=5),
+    count=st.integers(0, 25),
+)
+def test_a_sample_keeps_all_members_that_are_left_when_names_go(
+    names: set[str], gone: set[str], count: int
+) -> None:
+    before = sample(names, count, 0, "evaluation")
+    assert before == sorted(before)
+    assert set(before) <= names
+    assert len(before) == (min(count, len(names)) if count else len(names))
+    assert set(before) - gone <= set(sample(names - gone, count, 0, "evaluation"))
+
+
+def test_every_name_comes_into_some_sample() -> None:
+    names = [f"device-{number:05d}" for number in range(40)]
+    seen = {name for seed in range(40) for name in sample(names, 10, seed, "evaluation")}
+    assert seen == set(names)

@@ -15,6 +15,7 @@ from fleet.federate.aggregate import PartialSum, quantise
 from fleet.federate.releases import first_release, next_release
 from fleet.federate.wire import Payload
 from server import coordinator as c
+from server import draft
 from tests.fleet.federate.factories import LAYOUT, make_base, make_payload
 
 BASE = make_base()
@@ -310,7 +311,7 @@ def test_a_second_answer_of_a_device_is_recorded_and_changes_nothing_else() -> N
 def test_answers_that_nobody_waits_for_are_recorded_up_to_a_bound(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(c, "LARGEST_STRAY_ANSWERS", 2)
+    monkeypatch.setattr(draft, "LARGEST_STRAY_ANSWERS", 2)
     state = opened()
     stray = [answer(state, f"stranger-{n}") for n in range(10)]
     state, _ = take(state, *stray)
@@ -343,7 +344,7 @@ def test_a_device_cannot_answer_in_the_name_of_another() -> None:
 def test_the_text_of_a_refusal_is_bounded() -> None:
     state = opened(DEVICES[:2])
     state, _ = c.step(state, c.Failed(1.0, "person-01", "x" * 10**6))
-    assert len(state.refused[0].detail) == c.LARGEST_DETAIL
+    assert len(state.refused[0].detail) == draft.LARGEST_DETAIL
 
 
 def test_an_answer_to_the_plan_of_the_round_before_is_refused() -> None:
@@ -476,3 +477,44 @@ def test_an_event_that_has_no_place_changes_nothing(phase: c.Phase) -> None:
     for kind in sorted(PLACES[phase]):
         event = event_of(kind, set(DEVICES), DEVICES[0], 1e9, state)
         assert c.step(state, event) != (state, ())
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["answer", "poison", "fail", "tick", "fleet"]),
+        st.sampled_from([*DEVICES, "stranger"]),
+        st.floats(0, 150),
+    ),
+    max_size=12,
+)
+
+
+@given(EVENTS, st.integers(0, 12))
+@settings(max_examples=60, deadline=None)
+def test_events_that_come_together_end_where_one_after_the_other_ends(
+    drawn: list[tuple[str, str, float]], cut: int
+) -> None:
+    state = opened()
+    events: list[c.Event] = []
+    for kind, device, now in sorted(drawn, key=lambda each: each[2]):
+        if kind == "answer":
+            events.append(answer(state, device, now))
+        elif kind == "poison":
+            assert state.plan is not None
+            payload = make_payload(state.plan, np.full(LAYOUT.size, np.nan, np.float32))
+            events.append(c.Answered(now, device, payload))
+        elif kind == "fail":
+            events.append(c.Failed(now, device, "it failed"))
+        else:
+            events.append(c.Tick(now) if kind == "tick" else c.Fleet(now, DEVICES))
+    one_by_one, effects = take(state, *events)
+    half, first = c.step_all(state, events[:cut])
+    together, rest = c.step_all(half, events[cut:])
+    assert (together.phase, together.unanswered) == (one_by_one.phase, one_by_one.unanswered)
+    assert together.refused == one_by_one.refused
+    assert list(together.accepted) == list(one_by_one.accepted)
+    assert together.release.digest == one_by_one.release.digest
+    assert [type(each) for each in first + rest] == [type(each) for each in effects]
+    assert [record_of((e,)) for e in first + rest if isinstance(e, c.Publish)] == [
+        record_of((e,)) for e in effects if isinstance(e, c.Publish)
+    ]

@@ -194,3 +194,26 @@ def test_the_quiet_environment_switches_off_what_flower_reads_there() -> None:
     )
     assert done.stdout.split() == ["0", "1"]
     assert FLWR_DISABLE_UPDATE_CHECK in flower.QUIET_ENVIRONMENT
+
+
+def test_a_twin_has_the_metadata_of_its_message_and_keeps_it() -> None:
+    sent = message(np.zeros(4, np.float32), release=1)
+    flower.stamp(sent, "a" * 64)
+    same = flower.twin(sent)
+    assert same.metadata == sent.metadata
+    assert sent.metadata.message_id == "a" * 64
+    sent.metadata.ttl = 1
+    sent.metadata.dst_node_id = 2
+    assert (same.metadata.ttl, same.metadata.dst_node_id) == (60, NODE)
+    assert Message(RecordDict(), reply_to=same).metadata.reply_to_message_id == "a" * 64
+
+
+def test_an_array_longer_than_a_chunk_travels_as_several_objects() -> None:
+    assert flower.ARRAY_CHUNK_BYTES >= 1_000_000
+    counts = []
+    for size in (flower.ARRAY_CHUNK_BYTES, flower.ARRAY_CHUNK_BYTES + 1):
+        packed = Array("uint8", (size,), "numpy.ndarray", bytes(size))
+        content = RecordDict({"arrays": ArrayRecord({"packed": packed})})
+        sent = Message(content, NODE, "train", ttl=60, group_id="1")
+        counts.append(flower.wire_bytes(sent).objects)
+    assert counts[1] == counts[0] + 1

@@ -143,6 +143,36 @@ def test_every_nth_round_the_first_and_the_last_are_evaluated(setting: Setting) 
     assert sorted(kept.evaluations) == [0, 2, 3]
 
 
+def test_only_a_fixed_sample_of_the_devices_evaluates_where_one_is_asked_for(
+    setting: Setting,
+) -> None:
+    seen = set()
+    for seed in range(8):
+        kept, grid = Kept(), setting.grid()
+        task = task_of(setting.make_config(), setting.base, core, RATE)
+        start = first_release(setting.base, "core", task.layout)
+        shell = Shell(grid, grid.clock, grid.wait, kept, "core", evaluate_devices=2, seed=seed)
+        shell.run(c.begin(c.Rules(1), task, start))
+        samples = [tuple(sorted(results)) for results in kept.evaluations.values()]
+        assert len(samples) == 2
+        assert samples[0] == samples[1]
+        assert len(samples[0]) == 2
+        assert len(kept.records[0].accepted) == 3
+        seen.add(samples[0])
+    assert len(seen) > 1
+
+
+def test_a_fleet_larger_than_the_queue_is_asked_part_by_part_and_ends_in_the_same_digest(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = setting.run(setting.grid(), cohort=2)
+    monkeypatch.setattr("simulations.inprocess.MAX_QUEUED_MESSAGES", 2)
+    monkeypatch.setattr("server.rounds.LARGEST_QUESTION", 2)
+    in_parts = setting.run(setting.grid(), cohort=2)
+    assert in_parts.releases[-1].digest == at_once.releases[-1].digest
+    assert sorted(in_parts.evaluations[1]) == list(setting.people.devices)
+
+
 def test_the_same_run_twice_ends_in_the_same_digest(setting: Setting) -> None:
     one, two = (setting.run(setting.grid(), rounds=2).releases[-1] for _ in range(2))
     assert one.digest == two.digest

@@ -130,6 +130,16 @@ def test_state_persists_for_each_device_by_itself() -> None:
     assert visits == [1, 2, 1]
 
 
+def test_a_device_without_state_takes_no_memory_between_messages() -> None:
+    grid = InProcessGrid(app, 3)
+    first, second, third = grid.get_node_ids()
+    for node in (first, second, third):
+        one_reply(grid, message(node, "query.configs"))
+    assert grid._contexts == {}
+    one_reply(grid, message(second))
+    assert list(grid._contexts) == [second]
+
+
 def test_an_exception_of_the_app_becomes_an_error_reply() -> None:
     grid = InProcessGrid(app, 1)
     (asked,) = to_all(grid, "train.unregistered")

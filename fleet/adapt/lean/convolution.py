@@ -68,14 +68,14 @@ class Convolve:
         x, layer, core = channels_last(inputs[0]), self._layer, self.core
         shape, kept_x = tuple(x.shape), x if run.keep and self.pins else None
         if core is None:
-            return self._run(x, layer.weight, layer.bias), (shape, None, kept_x)
-        y = self._run(x, layer.weight, layer.bias)
+            return self._run(x, layer.weight, self._bias), (shape, None, kept_x)
+        y = self._run(x, layer.weight, self._bias)
         rows = matrix(y, layer.groups)
         if core.kind == "svd":
             z = torch.baddbmm(self._offset, rows, core.mixing.transpose(1, 2))
         else:
             z = matrix(self._run(x, core.suffix, None), layer.groups)
-        rows.baddbmm_(z, self._cores.transpose(1, 2))
+        self._add_core(rows, z)
         return y, (shape, z, kept_x) if run.keep else ()
 
     def backward(
@@ -85,7 +85,7 @@ class Convolve:
         (shape, z, x), laid = kept, channels_last(grad)
         owned, grad = run.owned or laid.data_ptr() != grad.data_ptr(), laid
         if self.trained.bias:
-            run.collect(self.trained.bias, grad.movedim(1, -1).flatten(0, -2).sum(dim=0))
+            self._collect_bias(grad, run)
         below, weight = run.wants[0] or x is not None, self._layer.weight
         gz: torch.Tensor | None = None
         if self.core is not None:
@@ -107,6 +107,13 @@ class Convolve:
             dx.add_(beside)
         return (dx,)
 
+    def _add_core(self, rows: torch.Tensor, z: torch.Tensor) -> None:
+        """Add ``C·z`` to ``rows (groups, rows, O/groups)``, in place."""
+        rows.baddbmm_(z, self._cores.transpose(1, 2))
+
+    def _collect_bias(self, grad: torch.Tensor, run: Backward) -> None:
+        run.collect(self.trained.bias, grad.movedim(1, -1).flatten(0, -2).sum(dim=0))
+
     def _collect_core(self, grad: torch.Tensor, z: torch.Tensor, run: Backward) -> None:
         assert self.core is not None
         # The other way round this thin product takes ten times as long.
@@ -119,13 +126,17 @@ class Convolve:
         """Return the gradient of the dense output, and of z where that goes on to the input."""
         assert self.core is not None
         rows = matrix(grad, self._layer.groups)
-        gz = torch.bmm(rows, self._cores.transpose(1, 2).contiguous().transpose(1, 2))
+        gz = self._reduced(rows)
         if self.core.kind != "svd":
             return grad, _unmatrix(gz, grad)
         if owned:
             rows.baddbmm_(gz, self.core.mixing)
             return grad, None
         return _unmatrix(torch.baddbmm(rows, gz, self.core.mixing), grad), None
+
+    def _reduced(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return ``Cᵀ·gy (groups, rows, r)`` for ``rows (groups, rows, O/groups)``."""
+        return torch.bmm(rows, self._cores.transpose(1, 2).contiguous().transpose(1, 2))
 
     def _merges(self, grad: torch.Tensor) -> bool:
         """Whether to add the core to the kernel for a moment, rather than to the gradient.
@@ -156,7 +167,7 @@ class Convolve:
     @property
     def _offset(self) -> torch.Tensor:
         """``-M·b``, which takes the bias out of z again: the convolution adds it on its way."""
-        core, bias = self.core, self._layer.bias
+        core, bias = self.core, self._bias
         assert core is not None
         if bias is None:
             return core.mixing.new_zeros(())
@@ -199,6 +210,12 @@ class Convolve:
     @property
     def _layer(self) -> Any:
         return self.layer
+
+    @property
+    def _bias(self) -> torch.Tensor | None:
+        """What the convolution adds by channel."""
+        bias: torch.Tensor | None = self._layer.bias
+        return bias
 
     @property
     def _cores(self) -> torch.Tensor:

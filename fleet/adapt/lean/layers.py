@@ -68,9 +68,9 @@ class Multiply:
 
     def forward(self, inputs: Sequence[torch.Tensor], run: Forward) -> tuple[torch.Tensor, Kept]:
         """Return the layer's output for ``x (batch, ..., in)``."""
-        x, layer, core = inputs[0], self.layer, self.core
+        x, core, bias = inputs[0], self.core, self._bias
         kept_x = x if run.keep and self.pins else None
-        y = torch.nn.functional.linear(x, layer.weight, None if core is not None else layer.bias)
+        y = torch.nn.functional.linear(x, self._weight, None if core is not None else bias)
         if core is None:
             return y, (None, kept_x)
         rows = y.view(-1, y.shape[-1])
@@ -78,9 +78,9 @@ class Multiply:
             z = rows @ core.mixing[0].T
         else:
             z = x.reshape(-1, x.shape[-1]) @ core.suffix.T
-        rows.addmm_(z, core.core.detach().T)
-        if layer.bias is not None:
-            y.add_(layer.bias)
+        rows.addmm_(z, self._core.T)
+        if bias is not None:
+            y.add_(bias)
         return y, (z, kept_x) if run.keep else ()
 
     def backward(
@@ -95,17 +95,32 @@ class Multiply:
         if core is not None:
             assert isinstance(z, torch.Tensor)
             run.collect(self.trained.core, rows.T @ z)
-            gz = rows @ core.core.detach()
+            gz = rows @ self._core
             if core.kind == "svd":
                 rows = torch.addmm(rows, gz, core.mixing[0])
         if isinstance(x, torch.Tensor):
             run.collect(self.trained.weight, rows.T @ x.reshape(-1, x.shape[-1]))
         if not run.wants[0]:
             return (None,)
-        dx = rows @ self.layer.weight
+        dx = rows @ self._weight
         if gz is not None and core is not None and core.kind != "svd":
             dx.addmm_(gz, core.suffix)
         return (dx.view(*shape[:-1], -1),)
+
+    @property
+    def _weight(self) -> torch.Tensor:
+        return self.layer.weight
+
+    @property
+    def _bias(self) -> torch.Tensor | None:
+        bias: torch.Tensor | None = self.layer.bias
+        return bias
+
+    @property
+    def _core(self) -> torch.Tensor:
+        """The core ``(O, r)``."""
+        assert self.core is not None
+        return self.core.core.detach()
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,11 @@ class LeanNetwork(nn.Module):
             for step in self._tape.steps
         )
 
+    @property
+    def tape(self) -> Tape | None:
+        """Its operations; None where plain autograd runs the whole network."""
+        return self._tape
+
     def seed_dropout(self, seed: int) -> None:
         """Start the dropout masks anew from ``seed``."""
         self._noise.manual_seed(seed)

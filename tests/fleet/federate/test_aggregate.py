@@ -53,6 +53,26 @@ def half_to_even(value: Fraction) -> int:
     return round(value)
 
 
+@given(updates_of)
+def test_a_sum_made_at_once_is_the_sum_made_one_by_one(updates: Updates) -> None:
+    assert same(PartialSum.of(updates, SIZE), sum_of(updates))
+
+
+@pytest.mark.parametrize(
+    ("updates", "code"),
+    [
+        ([(np.zeros(SIZE, np.int64), 0)], "sum-bound"),
+        ([(np.zeros(SIZE, np.int64), LARGEST_WEIGHT + 1)], "sum-bound"),
+        ([(np.zeros(SIZE, np.int64), LARGEST_WEIGHT)] * (2**15 + 1), "sum-bound"),
+        ([(np.zeros(SIZE + 1, np.int64), 1)], "layout-size"),
+    ],
+)
+def test_a_sum_made_at_once_keeps_the_same_bounds(updates: Updates, code: str) -> None:
+    with pytest.raises(MismatchError) as caught:
+        PartialSum.of(updates, SIZE)
+    assert caught.value.code == code
+
+
 @given(updates_of, st.randoms(use_true_random=False))
 def test_the_sum_has_the_same_bits_in_every_order(updates: Updates, random: object) -> None:
     shuffled = list(updates)

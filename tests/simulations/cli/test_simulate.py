@@ -108,3 +108,32 @@ def test_a_run_is_not_overwritten_and_a_resumed_one_takes_no_flags(
     assert (code, envelope["error_code"]) == (4, "nothing-to-resume")
     code, envelope = ask("--resume")
     assert (code, envelope["error_code"]) == (4, "nothing-to-resume")
+
+
+VIRTUAL = "--devices 40 --windows-per-device 6 --class-mix 0.5 --variation gain:10+noise:5"
+
+
+def test_a_fleet_of_virtual_devices_trains_by_cohorts_and_a_sample_of_it_is_evaluated(
+    ask: Ask, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    flags = [*VIRTUAL.split(), "--cohort", "5", "--evaluate-devices", "7"]
+    code, envelope = ask(*tiny, *flags)
+    assert (code, envelope["data"]["devices"]) == (0, 40)
+    record = read_json(tmp_path / "run" / "core" / "rounds" / "000001.json")
+    assert len(record["accepted"]) == 5
+    assert all(a["device"].startswith("device-000") for a in record["accepted"])
+    core, local = (
+        read_json(tmp_path / "run" / name / "evaluations" / "000001.json")
+        for name in ("core", "local")
+    )
+    assert len(core["devices"]) == 7
+    assert set(local["devices"]) == set(core["devices"])
+
+
+def test_a_variation_that_is_none_is_refused_before_anything_is_written(
+    ask: Ask, tiny: list[str], tmp_path: Path
+) -> None:
+    code, envelope = ask(*tiny, "--variation", "wobble:3")
+    assert (code, envelope["error_code"]) == (4, "bad-shift")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,173 @@
+"""The cohort network: one forward and backward pass of many devices' steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fleet.adapt.cohort.ops import for_each
+from fleet.adapt.cohort.stacks import Stacks
+from fleet.adapt.frames import Frame
+from fleet.adapt.lean.module import LeanAttached, attach_lean
+from fleet.adapt.lean.tape import Tape
+from fleet.adapt.state import CoreState
+from fleet.errors import ModelError
+
+__all__ = ["CohortNetwork", "attach_cohort"]
+
+
+class CohortNetwork:
+    """A folded network with as many copies of what is trained as there are devices.
+
+    Args:
+        attached: The network of one device, at the start.
+        tape: Its operations.
+        devices: Devices that start.
+    """
+
+    def __init__(self, attached: LeanAttached, tape: Tape, devices: int) -> None:
+        self._attached = attached
+        self._stacks = Stacks(attached.parameters, devices)
+        steps = tuple(replace(s, op=for_each(s.name, s.op, self._stacks)) for s in tape.steps)
+        self._tape = Tape(steps, tape.output)
+        self._wanted = self._tape.wanted(input_gradient=False)
+        # Where every device starts.
+        self.start = attached.state()
+        anything = next(attached.module.parameters())
+        self.dtype, self.place = anything.dtype, anything.device
+
+    @property
+    def parameters(self) -> Mapping[str, torch.Tensor]:
+        """What is trained by entry name, ``(devices, *shape)`` each."""
+        return self._stacks.values
+
+    def restart(self, devices: int) -> None:
+        """Put ``devices`` devices at the start; :attr:`parameters` are new tensors afterwards."""
+        self._stacks.restart(devices)
+
+    def gradients(
+        self, x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return losses and gradients of the first ``running`` devices.
+
+        A device's loss is the weighted sum of its windows' cross-entropies. Devices run in slices
+        of about as many windows as lean's, each forwards and at once backwards.
+
+        Args:
+            x: Windows ``(running, b, channels, ...)`` of the network's dtype; not changed.
+            y: Labels ``(running, b)`` int64.
+            weights: Weight of each window ``(running, b)``; 0 for one that fills up a batch.
+
+        Returns:
+            Losses ``(running,)`` in nats, and a gradient shaped like each of :attr:`parameters`,
+            zero for the devices that do not run.
+        """
+        losses = torch.zeros(len(x), dtype=self.dtype, device=x.device)
+        found = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
+        with torch.no_grad():
+            for first, last, size in self._slices(x):
+                self._stacks.run(first, last)
+                logits, records = self._tape.forward(
+                    x[first:last].flatten(0, 1), size, self._wanted
+                )
+                part, grad = _cross_entropy(logits, y[first:last], weights[first:last])
+                losses[first:last] = part
+                own, _ = self._tape.backward(grad, size, records, self._wanted)
+                for name, value in own.items():
+                    into = found[name][first:last]
+                    into.copy_(value.reshape(into.shape))
+        return losses, found
+
+    def states(self) -> list[CoreState]:
+        """Return where each device is now, relative to the base."""
+        arrays = {}
+        for name, stack in self.parameters.items():
+            origin = self._attached.origin.get(name)
+            moved = stack if origin is None else stack - origin.to(stack)
+            arrays[name] = moved.cpu().numpy()
+        count = min((len(stack) for stack in arrays.values()), default=self._stacks.running)
+        return [
+            CoreState.of({name: stack[device] for name, stack in arrays.items()})
+            for device in range(count)
+        ]
+
+    def finite(self) -> torch.Tensor:
+        """Return ``(devices,)`` booleans: whether a device's entries all are finite."""
+        each = [stack.flatten(1).isfinite().all(dim=1) for stack in self.parameters.values()]
+        if not each:
+            return torch.ones(self._stacks.running, dtype=torch.bool)
+        return torch.stack(each).all(dim=0)
+
+    def _slices(self, x: torch.Tensor) -> Iterator[tuple[int, int, int]]:
+        """Yield first device, last device (excluded) and windows per slice of the tape."""
+        devices, batch = x.shape[:2]
+        windows = self._attached.lean.slice_of(x.flatten(0, 1))
+        together = max(windows // max(batch, 1), 1)
+        for first in range(0, devices, together):
+            last = min(first + together, devices)
+            # The gradient of a lone device may be summed over slices; several devices' may not.
+            yield first, last, windows if last - first == 1 else (last - first) * batch
+
+
+def attach_cohort(
+    folded: nn.Module,
+    frames: Mapping[str, Frame],
+    state: CoreState,
+    devices: int,
+    *,
+    dtype: torch.dtype,
+    place: torch.device | str = "cpu",
+    slice_windows: int | None = None,
+) -> CohortNetwork:
+    """Copy a folded network and make the entries of ``state`` trainable, once per device.
+
+    Args:
+        folded: Folded network; not changed.
+        frames: Frame by layer name.
+        state: Where every device starts.
+        devices: Devices that start.
+        dtype: Dtype to compute in; float64 serves as an oracle.
+        place: Torch device to compute on.
+        slice_windows: See :class:`fleet.adapt.lean.module.LeanNetwork`.
+
+    Raises:
+        MismatchError: As :func:`fleet.adapt.attach.attach`.
+        FrameError: Likewise.
+        ModelError: ``cohort-dense-kernels`` when the state trains a convolution's kernel,
+            ``cohort-no-tape`` when the network has calls without a lean form: nobody knows
+            whether these keep windows, and so devices, apart.
+    """
+    attached = attach_lean(folded, frames, state, dtype=dtype, slice_windows=slice_windows)
+    tape = attached.lean.tape
+    if tape is None or not tape.sliceable:
+        unknown = ", ".join(str(note) for note in attached.lean.explain() if not note.lean)
+        raise ModelError(
+            "cohort-no-tape",
+            f"devices train together only where every call has a lean form; {unknown}",
+            "Train these devices one by one.",
+        )
+    attached.module.to(place)
+    return CohortNetwork(attached, tape, devices)
+
+
+def _cross_entropy(
+    logits: torch.Tensor, y: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each device's weighted cross-entropy ``(devices,)`` and the gradient of the logits.
+
+    Args:
+        logits: ``(devices·b, classes)``.
+        y: Labels ``(devices, b)``.
+        weights: ``(devices, b)``.
+    """
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_(True)
+        each = functional.cross_entropy(leaf, y.flatten(), reduction="none").view(y.shape)
+        losses = (each * weights).sum(dim=1)
+        # By hand, a softmax less its label rounds otherwise than what lean's learners see.
+        (grad,) = torch.autograd.grad(losses.sum(), leaf)
+    return losses.detach(), grad

@@ -1,0 +1,57 @@
+"""Stacks: what every device trains, side by side, and whose turn it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+__all__ = ["Stacks"]
+
+
+class Stacks:
+    """Each trained entry once per device, and the devices whose windows run at present.
+
+    A network's operations all hold the same stacks; whoever runs the network says beforehand which
+    devices' windows it is given.
+
+    Args:
+        start: Where every device starts, by entry name.
+        devices: How many there are.
+    """
+
+    def __init__(self, start: Mapping[str, torch.Tensor], devices: int) -> None:
+        self._start = dict(start)
+        self.restart(devices)
+
+    def restart(self, devices: int) -> None:
+        """Put ``devices`` devices at the start; what was trained before is forgotten."""
+        self.values = {
+            name: value.detach().expand(devices, *value.shape).clone()
+            for name, value in self._start.items()
+        }
+        self.run(0, devices)
+
+    def run(self, first: int, last: int) -> None:
+        """Say that the windows to come are those of the devices from ``first`` up to ``last``."""
+        self._first, self._last = first, last
+
+    @property
+    def running(self) -> int:
+        """Devices whose windows run."""
+        return self._last - self._first
+
+    @property
+    def alone(self) -> bool:
+        """Whether one device's windows run by themselves."""
+        return self.running == 1
+
+    def of(self, entry: str) -> torch.Tensor:
+        """Return an entry of the running devices, ``(running, *shape)``; a view."""
+        return self.values[entry][self._first : self._last]
+
+    def only(self, entry: str) -> torch.Tensor:
+        """Return an entry of the one running device; a view."""
+        if not self.alone:
+            raise ValueError(f"{self.running} devices run, not one")
+        return self.values[entry][self._first]

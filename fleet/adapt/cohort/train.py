@@ -1,0 +1,99 @@
+"""Training of a whole cohort: what each device would have found alone, found together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+
+from fleet.adapt.cohort.network import CohortNetwork
+from fleet.adapt.cohort.optimisers import stepper
+from fleet.adapt.cohort.work import DeviceWork, step_batch
+from fleet.adapt.state import CoreState
+from fleet.adapt.train import OptimiserName, TrainingResult, diverged
+from fleet.errors import InputError, RoundError
+
+__all__ = ["CHUNK_DEVICES", "Outcome", "train_cohort"]
+
+# Four devices' batches of 16 fill one slice of 64 windows; beyond a slice nothing more is shared,
+# and the longer a chunk the more its devices' last batches are filled up.
+CHUNK_DEVICES = 4
+
+# How far a device moved and what training says of itself, or why it could not.
+Outcome: TypeAlias = tuple[CoreState, TrainingResult] | RoundError
+
+
+def train_cohort(
+    network: CohortNetwork,
+    devices: Sequence[DeviceWork],
+    *,
+    optimiser: OptimiserName,
+    learning_rate: float,
+    momentum: float = 0.9,
+    chunk: int = CHUNK_DEVICES,
+) -> list[Outcome]:
+    """Train every device from the network's start.
+
+    Devices train in chunks of equals: those with the same number of steps and windows fill their
+    batches alike. A device that diverges harms nobody else. On a CPU, run it on one thread
+    (:func:`fleet.adapt.attach.single_thread`): sums then keep one order.
+
+    Args:
+        network: What to train; restarted for each chunk.
+        devices: Their work; each result depends on its own alone, up to rounding.
+        optimiser: ``sgd`` (with ``momentum``) or ``adam``.
+        learning_rate: Step size.
+        momentum: Of SGD.
+        chunk: Devices that train together.
+
+    Returns:
+        By device, in the order given: how far it moved from the start, as
+        ``clients.agent.learner.Learner.train`` returns it, with its result; or the error
+        ``training-diverged``.
+
+    Raises:
+        InputError: ``cohort-chunk`` when a chunk has no devices.
+    """
+    if chunk < 1:
+        raise InputError("cohort-chunk", f"a chunk has 1 device or more, not {chunk}")
+    alike = sorted(
+        range(len(devices)), key=lambda d: (-len(devices[d].order), -devices[d].visits, d)
+    )
+    found: dict[int, Outcome] = {}
+    for start in range(0, len(alike), chunk):
+        together = alike[start : start + chunk]
+        works = [devices[device] for device in together]
+        outcomes = _train_chunk(network, works, optimiser, learning_rate, momentum)
+        found.update(zip(together, outcomes, strict=True))
+    return [found[device] for device in range(len(devices))]
+
+
+def _train_chunk(
+    network: CohortNetwork,
+    works: Sequence[DeviceWork],
+    optimiser: OptimiserName,
+    learning_rate: float,
+    momentum: float,
+) -> list[Outcome]:
+    """Train devices sorted by falling number of steps: those with a step left come first."""
+    network.restart(len(works))
+    steps = torch.tensor([len(work.order) for work in works], device=network.place)
+    moves = stepper(network.parameters, optimiser, learning_rate, momentum)
+    totals = torch.zeros(len(works), dtype=torch.float64, device=network.place)
+    for step in range(len(works[0].order)):
+        running = [work for work in works if len(work.order) > step]
+        batch = step_batch(running, step, dtype=network.dtype, place=network.place)
+        losses, gradients = network.gradients(*batch)
+        moves.step(gradients, steps > step)
+        totals[: len(running)] += losses
+    # The last step's effect shows in no loss.
+    whole = (network.finite().to(totals.device) & totals.isfinite()).tolist()
+    return [
+        (state - network.start, TrainingResult(len(work.order), total / max(len(work.order), 1)))
+        if sound
+        else diverged(learning_rate)
+        for work, state, total, sound in zip(
+            works, network.states(), totals.tolist(), whole, strict=True
+        )
+    ]

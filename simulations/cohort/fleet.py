@@ -1,0 +1,103 @@
+"""What answers behind a cohort grid: many devices at a call, each named by its partition id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import ParamSpec, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.agent.learner import Learner
+from clients.agent.simulated import learner_of, status_of
+from fleet.errors import StorageError
+from fleet.federate.wire import Payload
+
+__all__ = ["CohortFleet", "LearnerFleet", "RunConfigValues", "attempt", "is_fatal"]
+
+RunConfigValues = Mapping[str, bool | int | float | str]
+Answer = TypeVar("Answer")
+Given = ParamSpec("Given")
+
+
+class CohortFleet(Protocol):
+    """Virtual devices, asked many at a time.
+
+    A message's array is read-only and its config cannot be changed. An exception in a list is one
+    device's; one that is raised is everybody's.
+    """
+
+    def status(self, partition: int) -> Payload:
+        """Return a device's status as a config without an array."""
+        ...
+
+    def train(self, message: Payload, partitions: Sequence[int]) -> list[Payload | Exception]:
+        """Answer a plan: of each device, in order, its update or why there is none."""
+        ...
+
+    def evaluate(
+        self, message: Payload, partitions: Sequence[int]
+    ) -> list[NDArray[np.int64] | Exception]:
+        """Judge a release: of each device, in order, its confusions or why there are none.
+
+        Confusions are counts ``(classes, classes)`` by true and predicted class.
+        """
+        ...
+
+
+class LearnerFleet:
+    """The devices' real learners, one after the other: the oracle of everything faster.
+
+    Args:
+        run_config: The run's configuration in Flower's spelling, see
+            :func:`clients.agent.simulated.learner_of`.
+    """
+
+    def __init__(self, run_config: RunConfigValues) -> None:
+        self._run_config = dict(run_config)
+
+    def status(self, partition: int) -> Payload:
+        """Return a device's status as a config without an array."""
+        record = status_of(self._run_config, partition).model_dump(mode="json")
+        return Payload(np.zeros(0, np.float32), record)
+
+    def train(self, message: Payload, partitions: Sequence[int]) -> list[Payload | Exception]:
+        """Answer a plan, see :class:`CohortFleet`."""
+        return [attempt(self._update, partition, message) for partition in partitions]
+
+    def evaluate(
+        self, message: Payload, partitions: Sequence[int]
+    ) -> list[NDArray[np.int64] | Exception]:
+        """Judge a release, see :class:`CohortFleet`."""
+        return [attempt(self._counts, partition, message) for partition in partitions]
+
+    def learner(self, partition: int) -> Learner:
+        """Return a device's learner.
+
+        Raises:
+            MismatchError: ``no-such-person`` when the fleet has fewer devices.
+        """
+        return learner_of(self._run_config, partition)
+
+    def _update(self, partition: int, message: Payload) -> Payload:
+        return self.learner(partition).answer_plan(message)
+
+    def _counts(self, partition: int, message: Payload) -> NDArray[np.int64]:
+        return self.learner(partition).judge(message)
+
+
+def attempt(
+    answer: Callable[Given, Answer], *args: Given.args, **named: Given.kwargs
+) -> Answer | Exception:
+    """Return what a device answers, or what it raises unless that ends the run."""
+    try:
+        return answer(*args, **named)
+    except Exception as error:
+        if is_fatal(error):
+            raise
+        return error
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Tell whether every later device would fail as well: the disk is full."""
+    return isinstance(error, StorageError) and error.code == "disk-full"
