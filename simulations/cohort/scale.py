@@ -109,7 +109,7 @@ def _value(value: object) -> Hashable:
         kinds = {type(each) for each in value}
         if len(kinds) > 1:
             return None
-        return (len(value), *kinds, _lengths(value))
+        return (len(value), tuple(kinds), _lengths(value))
     length = _length(value)
     return None if length is None else (type(value), length)
 

@@ -8,7 +8,7 @@ core in one batched product, with ``z = M·u`` (``svd``) or ``conv(x, S)`` (othe
     dx = convᵀ(gy + gz·M, K0)       or, in other frames, convᵀ(gy, K0) + convᵀ(gz, S)
 
 Adding the cores to the kernel, as :mod:`fleet.adapt.lean.convolution` may, would take a kernel and
-a convolution per device. A device that runs alone runs lean's own code, and gets its bits.
+a convolution per device. A device that runs alone runs lean's own code.
 """
 
 from __future__ import annotations
