@@ -22,7 +22,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -77,7 +76,7 @@ def _write(path: Path, name: str, setting: Setting, parts: Parts) -> None:
     """Write what a side reads; what it never reads is left out, so it is not resident either."""
     network = parts.raw if name == "full" else parts.folded
     frames = parts.frames if name == "core" else {}
-    tensors = {_WEIGHT + n: np.array(t.detach()) for n, t in network.state_dict().items()}
+    tensors = {_WEIGHT + n: t.detach().numpy().copy() for n, t in network.state_dict().items()}
     tensors |= {_FRAME + n: frame.array for n, frame in frames.items()}
     record = {
         "format": _FORMAT,
