@@ -17,6 +17,7 @@ from simulations.benchmarks.peft.grid import (
     cells_of,
     check_names,
     grid_of,
+    headings_of,
     read_grid,
 )
 
@@ -237,3 +238,20 @@ def test_cells_do_not_change_once_they_are_made() -> None:
     cell = Cell(data="one", model="small-cnn", method="core")
     with pytest.raises(ValidationError):
         cell.seed = 3  # type: ignore[misc]
+
+
+def test_a_cell_that_two_headings_share_is_run_once_and_stands_under_both() -> None:
+    parts = [
+        {"setting": "main", "data": ["one"], "methods": ["core", "full"], "folds": 1, "seeds": 1},
+        {"setting": "ranks", "data": ["one"], "methods": ["core"], "ranks": [2, 4], "folds": 1}
+        | {"seeds": 1},
+    ]
+    headings = headings_of(grid(*parts), PEOPLE)
+    cells = {cell.key: cell for cell in cells_of(grid(*parts), PEOPLE)}
+    assert headings.keys() == cells.keys()
+    named = {(cells[key].method, cells[key].rank): where for key, where in headings.items()}
+    assert named == {
+        ("core", 2): ("main", "ranks"),
+        ("full", 0): ("main",),
+        ("core", 4): ("ranks",),
+    }

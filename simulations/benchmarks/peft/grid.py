@@ -22,7 +22,16 @@ from fleet.har.shifts import parse
 from fleet.models import registry
 from fleet.peft.tuners import ALL, find
 
-__all__ = ["Cell", "Grid", "Part", "cells_of", "check_names", "grid_of", "read_grid"]
+__all__ = [
+    "Cell",
+    "Grid",
+    "Part",
+    "cells_of",
+    "check_names",
+    "grid_of",
+    "headings_of",
+    "read_grid",
+]
 
 Split = Literal["chronological", "random"]
 Statistics = Literal["frozen", "calibrated"]
@@ -205,6 +214,15 @@ def cells_of(grid: Grid, people: Mapping[str, tuple[int, ...]]) -> list[Cell]:
         found.values(),
         key=lambda c: (place[c.setting], c.model, c.data, c.seed, c.fold, c.split, c.shift),
     )
+
+
+def headings_of(grid: Grid, people: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, ...]]:
+    """Return every heading that asks for a cell, by the cell's key."""
+    found: dict[str, dict[str, None]] = {}
+    for part in grid.parts:
+        for cell in _cells(part, people):
+            found.setdefault(cell.key, {})[part.setting] = None
+    return {key: tuple(headings) for key, headings in found.items()}
 
 
 def _cells(part: Part, people: Mapping[str, tuple[int, ...]]) -> Iterable[Cell]:

@@ -10,7 +10,7 @@ from typing import Any
 from fleet.files import write_json
 from simulations.bench import header
 from simulations.benchmarks.peft.costs import Variant, costs_of, variants_of
-from simulations.benchmarks.peft.run import Work, read_rates
+from simulations.benchmarks.peft.run import Work, read_rates, under_headings
 from simulations.progress import Progress
 
 __all__ = ["finish"]
@@ -32,7 +32,7 @@ def finish(
 
     known = _costs(work, folder, progress, measure=costs)
     rates = read_rates(work, folder)
-    summary = write_report(cells, known, rates, header(), folder)
+    summary = write_report(under_headings(work, cells), known, rates, header(), folder)
     return header() | {"cells": cells, "costs": known, "rates": rates, "summary": summary}
 
 

@@ -21,6 +21,7 @@ from simulations.benchmarks.peft.rows import (
     Table,
     Variant,
     condition_of,
+    place_of,
     variant_of,
 )
 from simulations.benchmarks.peft.summary import SHARES, ranking, summarise
@@ -105,9 +106,13 @@ def _header(header: Mapping[str, Any], records: Sequence[Record]) -> str:
         for name, value in header.items()
         if name not in ("command", "machine", "versions")
     ]
-    refused = sum(bool(r["refused"]) for r in records)
-    diverged = sum(not r["refused"] and r["macro_f1"] is None for r in records)
-    lines += [f"- {len(records):,} cells; {refused:,} refused, {diverged:,} diverged", ""]
+    # A cell stands under every heading that asks for it and counts once.
+    cells = {
+        (place_of(r), variant_of(r), condition_of(r), r["fold"], r["seed"]): r for r in records
+    }
+    refused = sum(bool(r["refused"]) for r in cells.values())
+    diverged = sum(not r["refused"] and r["macro_f1"] is None for r in cells.values())
+    lines += [f"- {len(cells):,} cells; {refused:,} refused, {diverged:,} diverged", ""]
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ a larger grid in the same folder runs only what is new.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,14 +23,14 @@ from fleet.peft.tuners import find
 from simulations.benchmarks.peft.bases import BaseRecipe, Bases
 from simulations.benchmarks.peft.cell import adapt
 from simulations.benchmarks.peft.costs import Variant, step_seconds
-from simulations.benchmarks.peft.grid import Cell, Grid, cells_of, check_names
+from simulations.benchmarks.peft.grid import Cell, Grid, cells_of, check_names, headings_of
 from simulations.benchmarks.peft.people import data_of, folds_of, teachers_of
 from simulations.benchmarks.peft.rates import Sweep, rehearsals_of, sweep_of, sweeps_of
 from simulations.benchmarks.peft.workers import Workers
 from simulations.progress import Progress
 from simulations.versions import machine, versions
 
-__all__ = ["Work", "estimate", "execute", "plan", "read_cells", "read_rates"]
+__all__ = ["Work", "estimate", "execute", "plan", "read_cells", "read_rates", "under_headings"]
 
 FORMAT = "corefleet.bench-peft.1"
 EXPECTED_RATES = 4
@@ -44,12 +45,14 @@ class Work:
         cells: Cells.
         sweeps: Rate sweeps, and the cells that each serves.
         recipes: Bases.
+        headings: Headings that ask for a cell, by its key.
     """
 
     grid: Grid
     cells: tuple[Cell, ...]
     sweeps: dict[Sweep, list[Cell]]
     recipes: tuple[BaseRecipe, ...]
+    headings: Mapping[str, tuple[str, ...]]
 
     def recipe(self, cell: Cell) -> BaseRecipe:
         """Return the base that a cell starts from."""
@@ -71,7 +74,7 @@ def plan(grid: Grid) -> Work:
     sweeps = sweeps_of(cell for cell in cells if find(cell.method).trains)
     recipes = dict.fromkeys(_recipe(cell, grid) for cell in cells)
     recipes |= dict.fromkeys(r for sweep in sweeps for r, _ in rehearsals_of(sweep, grid))
-    return Work(grid, cells, sweeps, tuple(recipes))
+    return Work(grid, cells, sweeps, tuple(recipes), headings_of(grid, people))
 
 
 def execute(work: Work, folder: Path, workers: int, progress: Progress) -> list[dict[str, Any]]:
@@ -111,6 +114,15 @@ def read_cells(work: Work, folder: Path) -> list[dict[str, Any]]:
         if path.is_file():
             # The heading is the grid's: one cell may stand under another in a later grid.
             found.append(_read(path) | {"setting": cell.setting})
+    return found
+
+
+def under_headings(work: Work, records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return each record once for every heading that asks for its cell."""
+    found = []
+    for record in records:
+        cell = Cell.model_validate({name: record[name] for name in Cell.model_fields})
+        found += [record | {"setting": heading} for heading in work.headings[cell.key]]
     return found
 
 

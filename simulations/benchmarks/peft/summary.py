@@ -189,44 +189,21 @@ def _overall(
 def _shared(
     records: Sequence[Record], setting: str, own: Sequence[Record], reference: Variant
 ) -> list[Record]:
-    """Return cells under other headings that belong under this one as well.
-
-    A grid runs a cell that two headings share once, under the first. So a heading gets back the
-    reference, and from those before it the points of its sweeps: same method, one thing different,
-    on its own people, sets and backbones.
-    """
-    units = {(place_of(r), r["fold"], r["seed"]) for r in own}
-    sides = {(variant_of(r), condition_of(r)) for r in own}
-    conditions = {condition for _, condition in sides}
-    have = {(place_of(r), r["fold"], r["seed"], variant_of(r), condition_of(r)) for r in own}
-    before, found = True, []
+    """Return the reference's cells under other headings, where this one is silent about it."""
+    units = {(place_of(r), r["fold"], r["seed"], condition_of(r)) for r in own}
+    have = {
+        (place_of(r), r["fold"], r["seed"], condition_of(r))
+        for r in own
+        if variant_of(r) == reference
+    }
+    found = []
     for record in records:
-        if record["setting"] == setting:
-            before = False
-            continue
-        side = variant, condition = variant_of(record), condition_of(record)
-        unit = (place_of(record), record["fold"], record["seed"])
-        if unit not in units or (*unit, *side) in have:
-            continue
-        if (variant == reference and condition in conditions) or (before and _beside(side, sides)):
-            have.add((*unit, *side))
+        unit = (place_of(record), record["fold"], record["seed"], condition_of(record))
+        wanted = record["setting"] != setting and variant_of(record) == reference
+        if wanted and unit in units and unit not in have:
+            have.add(unit)
             found.append(record)
     return found
-
-
-def _beside(side: tuple[Variant, Condition], sides: set[tuple[Variant, Condition]]) -> bool:
-    """Whether one thing tells a variant from one that is there, and it is one that is swept."""
-    variant, condition = side
-    for other, where in sides:
-        same = (other.method, where.split, where.unseen) == (
-            variant.method,
-            condition.split,
-            condition.unseen,
-        )
-        pairs = zip((*variant, *condition), (*other, *where), strict=True)
-        if same and sum(a != b for a, b in pairs) == 1:
-            return True
-    return False
 
 
 def _target(cells: Sequence[Record], against: Sequence[Record]) -> float | None:
