@@ -4,7 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 from threadpoolctl import threadpool_limits
+
+# Hypothesis fails what takes over 200 ms; on a busy machine that says nothing of the code.
+settings.register_profile("corefleet", deadline=None)
+settings.load_profile("corefleet")
 
 
 @pytest.fixture(autouse=True, scope="session")
