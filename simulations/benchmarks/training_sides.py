@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.nn import functional
 
 from fleet.adapt.attach import attach, make_frames
 from fleet.adapt.fold import fold
 from fleet.adapt.frames import Frame, FrameKind
-from fleet.adapt.lean.module import LeanNetwork, attach_lean
+from fleet.adapt.lean.module import attach_lean
 from fleet.adapt.lean.plan import accumulate
 from fleet.adapt.state import CoreState
+from fleet.measure.saved import saved_bytes
 from fleet.models.config import ModelConfig
 from fleet.models.registry import build
 from fleet.peft.lora import attach_lora
@@ -125,13 +123,7 @@ def _trained(network: nn.Module, x: torch.Tensor, y: torch.Tensor, windows: int)
         stepper.step()
 
     def saved() -> int:
-        part, labels = x[:windows], y[:windows]
-        if isinstance(network, LeanNetwork):
-            functional.cross_entropy(network(part), labels)
-            return network.saved_bytes
-        with _counting(network) as counted:
-            functional.cross_entropy(network(part), labels)
-        return sum(counted.values())
+        return saved_bytes(network, x[:windows], y[:windows])
 
     return Side(network, trained, step, saved)
 
@@ -142,21 +134,3 @@ def _inference(network: nn.Module, x: torch.Tensor) -> Side:
             network(x)
 
     return Side(network, (), step, lambda: 0)
-
-
-@contextmanager
-def _counting(network: nn.Module) -> Iterator[dict[int, int]]:
-    """Count the bytes of storages that autograd keeps, each once, the network's own left out."""
-    own = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
-    kept: dict[int, int] = {}
-    alive: list[torch.Tensor] = []  # so that no address is used twice while we count
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield kept
