@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -34,7 +35,7 @@ __all__ = [
 ConvolutionLayer = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
-class KernelBranch(nn.Module):
+class KernelBranch(nn.Module, ABC):
     """A frozen convolution whose kernel is moved by low-rank factors.
 
     Args:
@@ -63,9 +64,9 @@ class KernelBranch(nn.Module):
         self.layer = layer
         self.scale = alpha / rank
 
+    @abstractmethod
     def kernel(self) -> torch.Tensor:
         """Return the dense kernel ``(O, I, *k)`` of the layer and its branch together."""
-        raise NotImplementedError
 
 
 class LoRAConvolution(KernelBranch):
