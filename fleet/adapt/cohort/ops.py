@@ -14,7 +14,7 @@ a convolution per device. A device that runs alone runs lean's own code.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
@@ -24,22 +24,26 @@ from fleet.adapt.lean.convolution import Convolve
 from fleet.adapt.lean.layers import Affine, Multiply
 from fleet.adapt.lean.layout import matrix
 from fleet.adapt.lean.op import Backward, Forward, Kept, Op
+from fleet.adapt.lean.ops import Clamp
+from fleet.adapt.lean.pooling import MaxPool
 from fleet.errors import ModelError
 
 __all__ = ["ConvolveEach", "MultiplyEach", "for_each"]
 
 
 def for_each(name: str, op: Op, stacks: Stacks) -> Op:
-    """Return the operation with what it trains by device; itself where it trains nothing.
+    """Return the operation with what it trains by device, and the faster of its forms.
 
     Raises:
         ModelError: ``cohort-dense-kernels`` when it trains a convolution's kernel or the scale or
             shift of a batch norm that could not be folded.
     """
+    if isinstance(op, Convolve) and not op.trained.weight:
+        return ConvolveEach(op.layer, op.core, op.padding, op.trained, stacks, quick=True)
+    if isinstance(op, (Clamp, MaxPool)):
+        return replace(op, roomy=True)
     if not op.entries:
         return op
-    if isinstance(op, Convolve) and not op.trained.weight:
-        return ConvolveEach(op.layer, op.core, op.padding, op.trained, stacks)
     if isinstance(op, Multiply):
         return MultiplyEach(op.layer, op.core, op.trained, stacks)
     what = "scale or shift" if isinstance(op, Affine) else "dense kernel"

@@ -16,9 +16,9 @@ from fleet.errors import InputError, RoundError
 
 __all__ = ["CHUNK_DEVICES", "Outcome", "train_cohort"]
 
-# Four devices' batches of 16 fill one slice of 64 windows; beyond a slice nothing more is shared,
-# and the longer a chunk the more its devices' last batches are filled up.
-CHUNK_DEVICES = 4
+# Eight devices' batches of 16 fill two slices of 64 windows, and their shorter last ones half of
+# one; beyond that nothing more is shared, and more of unequal devices' batches is filled up.
+CHUNK_DEVICES = 8
 
 # How far a device moved and what training says of itself, or why it could not.
 Outcome: TypeAlias = tuple[CoreState, TrainingResult] | RoundError

@@ -17,7 +17,7 @@ parameter that is trained itself costs what it costs everywhere: a kernel needs 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -28,8 +28,12 @@ from fleet.adapt.attach import CoreLayer
 from fleet.adapt.lean.layers import Trained
 from fleet.adapt.lean.layout import channels_last, matrix
 from fleet.adapt.lean.op import Backward, Forward, Kept
+from fleet.adapt.lean.winograd import TAPS, Winograd
 
 __all__ = ["Convolve"]
+
+# Fewest channels on either side for which fewer products pay.
+QUICK_CHANNELS = 32
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,15 @@ class Convolve:
         core: The layer that carries its core and frame; None where it has none.
         padding: Zeros on both sides, by dimension.
         trained: What is trained.
+        quick: Whether a frozen kernel that suits runs with fewer products
+            (:mod:`fleet.adapt.lean.winograd`), equal up to rounding; it takes more memory.
     """
 
     layer: nn.Module
     core: CoreLayer | None
     padding: tuple[int, ...]
     trained: Trained
+    quick: bool = field(default=False, kw_only=True)
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -148,7 +155,7 @@ class Convolve:
             weight[0].numel() * int(self._layer.groups),
             grad.numel() // grad.shape[1],
         )
-        return inputs < positions
+        return inputs < positions and self._fewer is None
 
     @property
     def _merged(self) -> torch.Tensor:
@@ -178,6 +185,8 @@ class Convolve:
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         conv, (flat, zeros) = self._layer, self._geometry
+        if self._fewer is not None and weight is conv.weight:
+            return self._fewer[0](x, bias)
         y = torch.ops.aten.convolution(flat(x), flat(weight), bias, *zeros, conv.groups)
         return channels_last(y.squeeze(2) if x.dim() == 3 else y)
 
@@ -185,6 +194,8 @@ class Convolve:
         self, grad: torch.Tensor, weight: torch.Tensor, x: torch.Tensor, wants: bool, dense: bool
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         groups, (flat, geometry) = self._layer.groups, self._geometry
+        if self._fewer is not None and weight is self._layer.weight and not dense:
+            return (self._fewer[1](grad) if wants else None), None
         dx, dw, _ = torch.ops.aten.convolution_backward(
             *(flat(grad), flat(x), flat(weight), None, *geometry, groups, (wants, dense, False))
         )
@@ -207,6 +218,15 @@ class Convolve:
         flat = _with_height if one else _as_is
         return flat, (stride, padding, dilation, False, [0] * dims)
 
+    @cached_property
+    def _fewer(self) -> tuple[Winograd, Winograd] | None:
+        """The kernel's two filters with fewer products; None where it has none."""
+        conv, weight = self._layer, self._layer.weight
+        if not self.quick or self.trained.weight or not _suits(conv, self.padding):
+            return None
+        kernel, (padding,) = weight.detach(), self.padding
+        return Winograd(kernel, padding), Winograd.transposed(kernel, padding)
+
     @property
     def _layer(self) -> Any:
         return self.layer
@@ -222,6 +242,15 @@ class Convolve:
         """The core by group, ``(groups, O/groups, r)``."""
         assert self.core is not None
         return self.core.core.detach().view(self.core.groups, -1, self.core.core.shape[1])
+
+
+def _suits(conv: Any, padding: tuple[int, ...]) -> bool:
+    """Tell whether fewer products pay for the transforms around them."""
+    weight: torch.Tensor = conv.weight
+    plain = weight.dim() == 3 and conv.groups == 1 and conv.stride == conv.dilation == (1,)
+    if not plain or weight.device.type != "cpu" or weight.shape[2] not in TAPS:
+        return False
+    return min(weight.shape[:2]) >= QUICK_CHANNELS and padding[0] < weight.shape[2]
 
 
 def _unmatrix(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -47,11 +47,13 @@ class Clamp(Plain):
         low: Lower bound; None for none.
         high: Upper bound; None for none.
         closed: Whether the gradient passes at the bounds, as ``torch.clamp`` has it.
+        roomy: Whether a ReLU keeps its output rather than bits: faster, and 32 times the memory.
     """
 
     low: float | None
     high: float | None
     closed: bool = False
+    roomy: bool = False
     keeps = "one bit per entry"
 
     def forward(self, inputs: Sequence[torch.Tensor], run: Forward) -> tuple[torch.Tensor, Kept]:
@@ -59,6 +61,8 @@ class Clamp(Plain):
         x = inputs[0]
         if self.is_relu:
             y = x.relu_() if run.owned[0] else x.relu()
+            if self.roomy:
+                return y, (y,)
             return y, (Bits.positive(y),) if run.keep else ()
         kept = (Bits.of(self.passes(x)),) if run.keep else ()
         if run.owned[0]:
@@ -69,7 +73,14 @@ class Clamp(Plain):
         self, grad: torch.Tensor, kept: Kept, run: Backward
     ) -> tuple[torch.Tensor | None, ...]:
         """Return the gradient where the input passed."""
+        if self.roomy and self.is_relu:
+            return (torch.ops.aten.threshold_backward(grad, kept[0], 0),)
         return (masked(grad, kept[0], run.owned),)
+
+    @property
+    def pins(self) -> bool:  # type: ignore[override]
+        """Whether it keeps its output."""
+        return self.roomy and self.is_relu
 
     @property
     def is_relu(self) -> bool:
