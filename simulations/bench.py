@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,6 +27,11 @@ class Measurement:
     highest: float
     runs: int
 
+    @classmethod
+    def of(cls, times: Sequence[float]) -> Measurement:
+        """Summarise times in seconds, at least one."""
+        return cls(statistics.median(times), min(times), max(times), len(times))
+
 
 def measure(sides: Mapping[str, Callable[[], object]], runs: int = 7) -> dict[str, Measurement]:
     """Time each side ``runs`` times in turn, after one warm-up each."""
@@ -38,10 +43,7 @@ def measure(sides: Mapping[str, Callable[[], object]], runs: int = 7) -> dict[st
             start = time.perf_counter()
             side()
             times[name].append(time.perf_counter() - start)
-    return {
-        name: Measurement(statistics.median(found), min(found), max(found), runs)
-        for name, found in times.items()
-    }
+    return {name: Measurement.of(found) for name, found in times.items()}
 
 
 def header() -> dict[str, Any]:

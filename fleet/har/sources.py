@@ -28,6 +28,12 @@ __all__ = [
 ENVIRONMENT = "FLEET_DATA"
 SYNTHETIC = "synthetic"
 
+# Generators by name; the second is for benchmarks and is found, but not listed.
+BUILT_IN: dict[str, Callable[[], DataSet]] = {
+    SYNTHETIC: synthetic.make,
+    "synthetic:9x128": synthetic.make_nine,
+}
+
 CONVERTERS: dict[str, Callable[[Path], DataSet]] = {
     "hapt": hapt.load,
     "motionsense": motionsense.load,
@@ -106,15 +112,15 @@ def find(name_or_path: str) -> DataSet:
     """Return a data set by its path or its name.
 
     Args:
-        name_or_path: ``synthetic``, an existing canonical file (``.npz``, ``.json``, or without
-            its suffix), or a name that is looked up in :func:`folders`.
+        name_or_path: ``synthetic`` or ``synthetic:9x128``, an existing canonical file (``.npz``,
+            ``.json``, or without its suffix), or a name that is looked up in :func:`folders`.
 
     Raises:
         DataError: ``data-unknown``, which lists the names and places; ``not-canonical`` for a
             download that must be converted first; or what reading the file brings to light.
     """
-    if name_or_path == SYNTHETIC:
-        return synthetic.make()
+    if name_or_path in BUILT_IN:
+        return BUILT_IN[name_or_path]()
     path = Path(name_or_path)
     if path.suffix in (".npz", ".json") or Path(f"{path}.npz").is_file():
         return read(path)

@@ -103,3 +103,19 @@ def test_a_model_of_the_source_people_works_on_others_and_loses_clearly_when_rot
                 scores.append((guess == y).mean())
     assert 0.85 < np.mean(clean) < 0.98
     assert np.mean(rotated) < np.mean(clean) - 0.15
+
+
+def test_the_form_of_uci_har_has_the_same_signals_without_running_and_body_acceleration() -> None:
+    six, nine = synthetic.make(2, 0, 4), synthetic.make_nine(2, 0, 4)
+    assert nine.x.shape == (2 * 6 * 4, 9, 128)
+    assert nine.labels == tuple(label for label in six.labels if label != "running")
+    kept = six.y != six.labels.index("running")
+    np.testing.assert_array_equal(nine.x[:, :6], six.x[kept])
+    assert [nine.labels[y] for y in nine.y] == [six.labels[y] for y in six.y[kept]]
+    physical = nine.physical()
+    still = physical[nine.y >= nine.labels.index("sitting")]
+    assert abs(float(still[:, 6:].mean())) < 0.1
+    motion = physical[:, :3] - physical[:, 6:]
+    # What is taken away is gravity, as good as constant within a window.
+    assert float(motion.std(axis=2).max()) < 0.01
+    assert len(shifts.parse("remount:35").apply(physical, nine.channels, 50, seed=0, device="a"))

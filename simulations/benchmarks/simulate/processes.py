@@ -1,0 +1,191 @@
+"""A command and every process that it starts: how much memory they hold, and their end.
+
+Processes are known by a variable in their environment, which children inherit, so that those that
+detach themselves (Flower's SuperLink, Ray's daemons) are found as well. Memory is the sum of their
+proportional set sizes (PSS), where a page that n processes share counts 1/n in each.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from fleet.errors import RoundError
+
+__all__ = ["MEMORY", "Command", "Finished", "execute", "processes_of"]
+
+MARKER = "COREFLEET_BENCH_RUN"
+MEMORY = "largest sum of PSS over all processes of a side, sampled from /proc"
+# Reading a process's memory map costs kernel time, which must not slow down what is measured: at
+# most this often, and at most this share of one core.
+SAMPLE_S = 0.1
+SAMPLING_SHARE = 0.05
+END_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command as a user would give it.
+
+    Args:
+        words: Program and arguments.
+        environment: What is added to the environment.
+    """
+
+    words: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended.
+
+    Args:
+        code: Exit code.
+        seconds: From its start to its end, imports included.
+        peak_bytes: See :data:`MEMORY`; 0 where there is no ``/proc``.
+    """
+
+    code: int
+    seconds: float
+    peak_bytes: int
+
+
+def execute(command: Command, cwd: Path, log: Path, timeout_s: float) -> Finished:
+    """Run a command to its end, then end whatever it left running.
+
+    Args:
+        command: What to run.
+        cwd: Its working folder.
+        log: File of all that it prints.
+        timeout_s: Seconds that it may take.
+
+    Raises:
+        RoundError: ``side-timeout``, or ``side-outlives`` when a process cannot be ended.
+    """
+    run = uuid.uuid4().hex
+    environment = {**os.environ, **command.environment, MARKER: run}
+    try:
+        with log.open("wb") as output, _Memory(run) as memory:
+            start = time.perf_counter()
+            code = _run(command.words, cwd, environment, output, timeout_s)
+            seconds = time.perf_counter() - start
+    except subprocess.TimeoutExpired as error:
+        text = f"{command.words[0]} took more than {timeout_s:g} s; see {log}"
+        raise RoundError("side-timeout", text) from error
+    finally:
+        _end(run)
+    return Finished(code, seconds, memory.peak_bytes)
+
+
+def _run(
+    words: Sequence[str],
+    cwd: Path,
+    environment: Mapping[str, str],
+    output: IO[bytes],
+    timeout_s: float,
+) -> int:
+    """Run a command in a session of its own; what it leaves running is not waited for."""
+    with subprocess.Popen(
+        words,
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
+        try:
+            return process.wait(timeout_s)
+        except BaseException:
+            process.kill()
+            raise
+
+
+class _Memory:
+    """Samples the memory of a run's processes in a thread."""
+
+    def __init__(self, run: str) -> None:
+        self.peak_bytes = 0
+        self._run, self._over = run, threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> _Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        pause = 0.0
+        while not self._over.wait(pause):
+            start = time.thread_time()
+            held = sum(map(_pss_bytes, processes_of(self._run)))
+            self.peak_bytes = max(self.peak_bytes, held)
+            pause = max(SAMPLE_S, (time.thread_time() - start) / SAMPLING_SHARE)
+
+
+def processes_of(run: str) -> set[int]:
+    """Return the pids of a run's live processes; none where there is no ``/proc``."""
+    marker = f"{MARKER}={run}".encode()
+    try:
+        everyone = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return set()
+    parents = {pid: _parent(pid) for pid in everyone}
+    found = {pid for pid in parents if _is_marked(pid, marker)}
+    # A process that renames itself may overwrite the environment that we look for.
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return {pid for pid in found if parents[pid] is not None}
+
+
+def _is_marked(pid: int, marker: bytes) -> bool:
+    try:
+        return marker in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def _parent(pid: int) -> int | None:
+    """Return the parent's pid; ``None`` for a process that has ended."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return None
+    return None if state == "Z" else int(parent)
+
+
+def _pss_bytes(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # it has just ended
+        return 0
+    return next((int(each.split()[1]) * 1024 for each in lines if each.startswith("Pss:")), 0)
+
+
+def _end(run: str) -> None:
+    """End a run's processes, politely first."""
+    until = time.monotonic() + END_TIMEOUT_S
+    number = signal.SIGTERM
+    while alive := processes_of(run):
+        if time.monotonic() > until:
+            raise RoundError("side-outlives", f"processes {sorted(alive)} cannot be ended")
+        for pid in alive:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        polite = time.monotonic() + 3.0
+        while processes_of(run) and time.monotonic() < polite:
+            time.sleep(0.05)
+        number = signal.SIGKILL
