@@ -48,7 +48,11 @@ class RunConfig(BaseModel):
             0 for no limit. Results change in the last bits only, so digests do.
         base: Path of a base to start from; ``""`` trains one on the source people.
         base_epochs: Passes over the source people's windows when a base is trained.
-        min_devices: Devices that must be online before a round opens; 0 for all of the fleet.
+        trace: When devices are online and how fast they are: the name or file of a trace, see
+            ``simulations.traces``; ``""`` for devices that are always there and take no time.
+        target_f1: Pooled macro-F1 whose simulated hours a run with a trace reports; 0 for none.
+        min_devices: Devices that must be online before a round opens; 0 for all of the fleet, with
+            a trace a tenth of it.
         cohort: Devices per round; 0 for all.
         quorum: Accepted updates that a round needs; 0 for half of the cohort.
         deadline_s: Seconds from the push of a plan to the close of its round.
@@ -89,6 +93,8 @@ class RunConfig(BaseModel):
     memory_budget: int = Field(0, ge=0)
     base: str = ""
     base_epochs: int = Field(12, ge=1, le=10_000)
+    trace: str = ""
+    target_f1: float = Field(0.0, ge=0, le=1)
     min_devices: int = Field(0, ge=0)
     cohort: int = Field(0, ge=0)
     quorum: int = Field(0, ge=0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -17,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from fleet.adapt.base import Base, load_base, save_base
 from fleet.adapt.network import folded_network
 from fleet.config import RunConfig
-from fleet.errors import MismatchError
+from fleet.errors import InputError, MismatchError
 from fleet.federate.releases import Release, first_release
 from fleet.federate.served import save_merged
 from fleet.har.population import Population, population_of
@@ -25,15 +25,18 @@ from fleet.har.virtual import virtual_fleet
 from fleet.peft.method import Method
 from fleet.peft.registry import find
 from server.coordinator import Rules, Task, begin
+from server.messages import weight_on_wire
 from server.prepare import check_feasible, obtain_base
 from server.rehearsal import rehearsal_base
 from server.results import write_results
-from server.rounds import Shell, weight_on_wire
+from server.rounds import POLL_S, Shell
 from server.store import RunFolder
 
 __all__ = ["Surroundings", "app", "rules_of", "run_rounds", "task_of"]
 
 MOMENTUM = 0.9
+# With a trace a round opens when one device of so many is online.
+LEAST_SHARE_ONLINE = 10
 
 app = ServerApp()
 
@@ -46,11 +49,16 @@ class Surroundings:
         now: Monotonic seconds.
         wait: Lets seconds pass.
         weigh: Bytes of a message on the wire.
+        look_s: Seconds between two looks for devices while there are too few.
+        traced: Who is online depends on the simulated time, so a run that is resumed takes each
+            step at the moment at which the unbroken one does.
     """
 
     now: Callable[[], float]
     wait: Callable[[float], None]
     weigh: Callable[[Message], int] = weight_on_wire
+    look_s: float = POLL_S
+    traced: bool = False
 
 
 REAL = Surroundings(time.monotonic, time.sleep)
@@ -60,6 +68,13 @@ REAL = Surroundings(time.monotonic, time.sleep)
 def main(grid: Grid, context: Context) -> None:
     """Run one method with the run config's values and write everything to its ``out`` folder."""
     config = RunConfig.parse(context.run_config)
+    if config.trace:
+        raise InputError(
+            "trace-engine",
+            f"a trace is simulated time, and flwr run's devices live in real time: "
+            f"trace={config.trace!r}",
+            f"fleet simulate --engine cohort --trace {config.trace}",
+        )
     out = Path(config.out)
     population = population_of(config)
     check_feasible(config, population)
@@ -140,21 +155,27 @@ def run_rounds(
         classes=len(base.record.labels),
         evaluate_devices=config.evaluate_devices,
         seed=config.seed,
+        look_s=surroundings.look_s,
     )
-    fresh = folder.evaluation(start.number) is None
+    unjudged = folder.evaluation(start.number) is None
+    due = start.number % config.evaluate_every == 0 or start.number >= config.rounds
+    if start.number and due and unjudged:  # cut off between a round's record and its evaluation
+        shell.judge(start, replace(rules, minimum=0) if surroundings.traced else rules)
     if start.number < config.rounds:
         state = begin(rules, task, start, round_number=start.number + 1)
-        return shell.run(state, evaluate_start=fresh).release
-    if fresh:  # cut off between the last round's record and its evaluation
-        shell.judge(start, rules)
+        first = not start.number and (unjudged or surroundings.traced)
+        return shell.run(state, evaluate_start=first).release
     return start
 
 
 def rules_of(config: RunConfig, population: Population) -> Rules:
     """Return how the rounds of a run are run."""
+    devices = len(virtual_fleet(config, population))
+    # Of a fleet that comes and goes, all are never there.
+    enough = -(-devices // LEAST_SHARE_ONLINE) if config.trace else devices
     return Rules(
         rounds=config.rounds,
-        minimum=config.min_devices or len(virtual_fleet(config, population)),
+        minimum=config.min_devices or enough,
         cohort=config.cohort,
         quorum=config.quorum,
         deadline_s=config.deadline_s,

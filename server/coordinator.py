@@ -31,6 +31,7 @@ from server.events import (
     Event,
     Failed,
     Fleet,
+    Late,
     Phase,
     Publish,
     Published,
@@ -52,6 +53,7 @@ __all__ = [
     "Event",
     "Failed",
     "Fleet",
+    "Late",
     "Phase",
     "Publish",
     "Published",
@@ -115,6 +117,7 @@ def _open(state: State, event: Fleet) -> Step:
         unanswered=frozenset(selected),
         accepted={},
         refused=(),
+        late=(),
     )
     return planned, (Push(plan, state.release, selected),)
 
@@ -177,6 +180,8 @@ def _collect(state: State, events: Sequence[Event]) -> tuple[State, tuple[Effect
             draft.judge(event)
         elif isinstance(event, Failed) and draft.waits_for(event.device):
             draft.refuse(event.device, event.reason, event.detail)
+        elif isinstance(event, Late):
+            draft.note_late(event)
         elif not isinstance(event, Tick):
             continue
         if draft.overdue(event.now) or not draft.left:
@@ -237,6 +242,7 @@ def _record(state: State, now: float, *, released: bool) -> RoundRecord:
         state.opened_at,
         now,
         released,
+        state.late,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fleet.federate.admission import Admitted, Reason, admit
-from server.events import Answered, Refusal, State
+from server.events import Answered, Late, Refusal, State
 
 __all__ = ["Draft"]
 
@@ -28,6 +28,7 @@ class Draft:
         self._heard: set[str] = set()
         self._accepted: dict[str, Admitted] = {}
         self._refused: list[Refusal] = []
+        self._late: list[Refusal] = []
 
     @property
     def left(self) -> int:
@@ -70,6 +71,12 @@ class Draft:
         else:
             self.refuse(device, Reason.unselected, "not in this round's cohort")
 
+    def note_late(self, event: Late) -> None:
+        """Note an answer to an earlier round; the device may still answer this one."""
+        if len(self._state.late) + len(self._late) < LARGEST_STRAY_ANSWERS:
+            refusal = Refusal(event.device, Reason.late, event.detail[:LARGEST_DETAIL])
+            self._late.append(refusal)
+
     def refuse(self, device: str, reason: Reason, detail: str) -> None:
         """Note that a device has no update in this round, and why."""
         self._refused.append(Refusal(device, reason, detail[:LARGEST_DETAIL]))
@@ -79,11 +86,12 @@ class Draft:
     def done(self) -> State:
         """Return the state with what is new."""
         state = self._state
-        if not (self._heard or self._refused):
+        if not (self._heard or self._refused or self._late):
             return state
         return replace(
             state,
             unanswered=state.unanswered - self._heard,
             accepted={**state.accepted, **self._accepted},
             refused=(*state.refused, *self._refused),
+            late=(*state.late, *self._late),
         )

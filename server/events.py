@@ -22,6 +22,7 @@ __all__ = [
     "Event",
     "Failed",
     "Fleet",
+    "Late",
     "Phase",
     "Publish",
     "Published",
@@ -110,7 +111,11 @@ class Refusal:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """What is kept of a round besides its release."""
+    """What is kept of a round besides its release.
+
+    ``late`` are answers to plans of rounds before it that came while it was open; they were
+    refused there as ``no-reply``.
+    """
 
     round: int
     plan: Plan
@@ -120,6 +125,7 @@ class RoundRecord:
     opened_at_s: float
     closed_at_s: float
     released: bool
+    late: tuple[Refusal, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,7 @@ class State:
     unanswered: frozenset[str] = frozenset()
     accepted: Mapping[str, Admitted] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
+    late: tuple[Refusal, ...] = ()
     opened_at: float = 0.0
 
 
@@ -179,6 +186,15 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Late:
+    """A device answered the plan of a round that is closed; nothing of it is used."""
+
+    now: float
+    device: str
+    detail: str
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time passed."""
 
@@ -192,7 +208,7 @@ class Published:
     now: float
 
 
-Event = Fleet | Pushed | Answered | Failed | Tick | Published
+Event = Fleet | Pushed | Answered | Failed | Late | Tick | Published
 
 
 # Effects: what the shell has to do.

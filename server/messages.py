@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from numpy.typing import NDArray
 
 from fleet.errors import MismatchError
 from fleet.federate.npy import from_npy, to_npy
 from fleet.federate.wire import Payload
+from server.flower import wire_bytes
 
-__all__ = ["Traffic", "array_of", "confusion_of", "content_of", "payload_of"]
+__all__ = ["Traffic", "array_of", "confusion_of", "content_of", "payload_of", "weight_on_wire"]
 
 # One device cannot claim to have tested more windows than this.
 LARGEST_TESTED = 1_000_000
@@ -99,3 +100,8 @@ def confusion_of(content: RecordDict, wanted: int) -> NDArray[np.int64] | None:
     if sum(flat) > LARGEST_TESTED:
         return None
     return counts.reshape(classes, classes).astype(np.int64)
+
+
+def weight_on_wire(message: Message) -> int:
+    """Return the bytes of a message on the wire, counted by deflating it as Flower does."""
+    return wire_bytes(message).total

@@ -24,8 +24,8 @@ from fleet.federate.releases import Release, catch_up
 from fleet.federate.wire import Payload, Scalar, encode_plan
 from fleet.seeds import sample
 from server import coordinator as c
-from server.flower import wire_bytes
-from server.messages import Traffic, confusion_of, content_of, payload_of
+from server.messages import Traffic, confusion_of, content_of, payload_of, weight_on_wire
+from server.overdue import Overdue
 
 __all__ = ["Shell", "Sink", "Traffic"]
 
@@ -36,11 +36,6 @@ TTL_SLACK_S = 60.0
 # A question to all devices goes to so many at a time, so that neither side holds ten thousand
 # messages. Plans are not held back: their deadline runs from one push.
 LARGEST_QUESTION = 1000
-
-
-def weight_on_wire(message: Message) -> int:
-    """Return the bytes of a message on the wire, counted by deflating it as Flower does."""
-    return wire_bytes(message).total
 
 
 Confusions = Mapping[str, NDArray[np.int64]]
@@ -77,6 +72,7 @@ class Shell:
         classes: Classes of the base; an evaluation of another number is left out. 0 takes any.
         evaluate_devices: Devices that evaluate, a seeded sample of those online; 0 for all.
         seed: Root seed of that sample.
+        look_s: How long it lets pass between two looks for devices while there are too few.
     """
 
     grid: Grid
@@ -91,6 +87,8 @@ class Shell:
     seed: int = 0
     nodes: dict[str, int] = field(default_factory=dict)
     unusable: dict[str, str] = field(default_factory=dict)
+    look_s: float = POLL_S
+    overdue: Overdue = field(default_factory=Overdue)
 
     def run(self, state: c.State, *, evaluate_start: bool = True) -> c.State:
         """Run rounds until the coordinator ends the run; return its last state.
@@ -103,7 +101,7 @@ class Shell:
             devices = self._discover(state.rules.wait_s)
             state, effects = c.step(state, c.Fleet(self.now(), devices))
             if not effects:
-                self.wait(POLL_S)
+                self._pass(self.look_s)
                 continue
             if not started and isinstance(effects[0], c.Push):
                 self.evaluate(state.release, state.rules.deadline_s)
@@ -115,7 +113,7 @@ class Shell:
         """Find the devices, then evaluate a release, outside of any round."""
         until = self.now() + rules.wait_s
         while len(self._discover(rules.wait_s)) < rules.minimum and self.now() < until:
-            self.wait(POLL_S)
+            self._pass(self.look_s)
         return self.evaluate(release, rules.deadline_s)
 
     def _carry_out(self, state: c.State, effects: tuple[c.Effect, ...]) -> c.State:
@@ -153,25 +151,32 @@ class Shell:
         """Push a plan and collect answers until the coordinator closes the round."""
         asked = self._push_plan(push, traffic)
         state, effects = c.step(state, c.Pushed(self.now()))
-        for device in sorted(set(push.devices) - set(asked.values())):
-            if state.phase is c.Phase.collecting:
-                failed = c.Failed(self.now(), device, "not reachable when the plan was sent")
-                state, effects = c.step(state, failed)
+        missing = sorted(set(push.devices) - set(asked.values()))
+        gone = [c.Failed(self.now(), d, "not reachable when the plan was sent") for d in missing]
+        state, effects = c.step_all(state, gone)
+        answered: dict[str, str] = {}
         while state.phase is c.Phase.collecting:
             replies = list(self.grid.pull_messages(asked.keys()))
-            events: list[c.Event] = []
+            events = [*self.overdue.take()]
             for reply in replies:
-                device = asked.pop(str(reply.metadata.reply_to_message_id), "")
-                if not device:
-                    continue
-                events.append(self._event_of(device, reply, traffic))
-                self.sink.answered(push.plan.round, device, len(push.devices))
+                message_id = str(reply.metadata.reply_to_message_id)
+                if message_id in asked:
+                    answered[message_id] = asked.pop(message_id)
+                    self.sink.answered(push.plan.round, answered[message_id], len(push.devices))
+                if message_id in answered:
+                    events.append(self._event_of(answered[message_id], reply, traffic))
             state, effects = c.step_all(state, events)
             if state.phase is c.Phase.collecting:
                 if not replies:
-                    self.wait(POLL_S)
+                    self._pass(POLL_S)
                 state, effects = c.step(state, c.Tick(self.now()))
+        self.overdue.expect(asked, push.plan.round, self.now(), TTL_SLACK_S)
         return state, effects
+
+    def _pass(self, seconds: float) -> None:
+        """Let seconds pass, then hear what came too late."""
+        self.wait(seconds)
+        self.overdue.listen(self.grid, self.now())
 
     def _push_plan(self, push: c.Push, traffic: Traffic) -> dict[str, str]:
         payload = encode_plan(push.plan, push.release.state)
@@ -209,8 +214,7 @@ class Shell:
         """Let devices that are online judge a release; return the counts of those that did."""
         payload = catch_up(release)
         config: dict[str, Scalar] = {**payload.config, "method": release.method}
-        online = set(self.grid.get_node_ids())
-        present = [device for device, node in self.nodes.items() if node in online]
+        present = self._discover(deadline_s)
         devices = sample(present, self.evaluate_devices, self.seed, "evaluation")
         to = {device: self.nodes[device] for device in devices}
         results: dict[str, NDArray[np.int64]] = {}
@@ -276,7 +280,7 @@ class Shell:
             if not replies:
                 if self.now() >= until:
                     return
-                self.wait(POLL_S)
+                self._pass(POLL_S)
 
     def _messages(
         self, payload: Payload, nodes: Iterable[int], kind: str, group: str, deadline_s: float

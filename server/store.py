@@ -22,7 +22,7 @@ from fleet.errors import MismatchError, StorageError
 from fleet.federate.releases import Release, load_release, save_release
 from fleet.files import write_json
 from fleet.measure.f1 import macro_f1_present, score_fleet
-from server.coordinator import RoundRecord
+from server.coordinator import Refusal, RoundRecord
 from server.rounds import Traffic
 
 __all__ = ["RunFolder", "read_json"]
@@ -39,6 +39,7 @@ class RunFolder:
         on_answer: Called with round, device and cohort size at each answer.
         on_evaluation: Called with the release's number and its pooled macro-F1.
         on_publish: Called with the round's number and its traffic.
+        clock: Simulated seconds, kept with each evaluation so that a run can go on from there.
     """
 
     def __init__(
@@ -48,8 +49,10 @@ class RunFolder:
         on_answer: OnAnswer | None = None,
         on_evaluation: OnRound | None = None,
         on_publish: Callable[[int, Traffic], None] | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.folder = folder
+        self._clock = clock
         self._on_answer = on_answer
         self._on_evaluation = on_evaluation
         self._on_publish = on_publish
@@ -76,7 +79,7 @@ class RunFolder:
     ) -> None:
         """Keep confusion counts by device under a number; ``digest`` may be empty."""
         score = score_fleet(list(results.values()))
-        content = {
+        content: dict[str, Any] = {
             "release": number,
             "digest": digest,
             "macro_f1": _number(score.pooled),
@@ -90,6 +93,8 @@ class RunFolder:
                 for device, counts in sorted(results.items())
             },
         }
+        if self._clock is not None:
+            content["at_s"] = self._clock()
         write_json(self.folder / "evaluations" / f"{number:06d}.json", content)
         if self._on_evaluation is not None:
             self._on_evaluation(number, score.pooled)
@@ -127,6 +132,20 @@ class RunFolder:
         """Return the records of all whole rounds, in order."""
         return [read_json(self.folder / "rounds" / f"{n:06d}.json") for n in self.round_numbers()]
 
+    def abandoned(self) -> list[dict[str, Any]]:
+        """Return the last abandoned try of each round that has one, by round."""
+        paths = sorted((self.folder / "rounds").glob("[0-9]*-abandoned.json"))
+        return [read_json(path) for path in paths]
+
+    def reached_at_s(self) -> float:
+        """Return the simulated time from which a run goes on; 0 before its first whole round."""
+        numbers = self.round_numbers()
+        if not numbers:
+            return 0.0
+        record = read_json(self.folder / "rounds" / f"{numbers[-1]:06d}.json")
+        evaluation = self.evaluation(numbers[-1]) or {}
+        return float(evaluation.get("at_s", record["closed_at_s"]))
+
     def evaluation(self, number: int) -> dict[str, Any] | None:
         """Return the evaluation of a release, or None when it has none."""
         path = self.folder / "evaluations" / f"{number:06d}.json"
@@ -163,13 +182,15 @@ def _plain(record: RoundRecord) -> dict[str, Any]:
         "plan": record.plan.model_dump(mode="json"),
         "selected": list(record.selected),
         "accepted": [dict(a) for a in record.accepted],
-        "refused": [
-            {"device": r.device, "reason": r.reason.value, "detail": r.detail}
-            for r in record.refused
-        ],
+        "refused": [_refusal(each) for each in record.refused],
+        "late": [_refusal(each) for each in record.late],
         "opened_at_s": record.opened_at_s,
         "closed_at_s": record.closed_at_s,
     }
+
+
+def _refusal(refusal: Refusal) -> dict[str, str]:
+    return {"device": refusal.device, "reason": refusal.reason.value, "detail": refusal.detail}
 
 
 def _number(value: float) -> float | None:

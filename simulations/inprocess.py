@@ -128,6 +128,9 @@ class InProcessGrid(Grid):
             raise ValueError(f"time does not run backwards: cannot wait {seconds} s")
         self._now += seconds
 
+    def close(self) -> None:
+        """End the grid, which has nothing but memory."""
+
     def weigh(self, message: Message) -> int:
         """Return the wire bytes of a message that passed through this grid, counted as it did."""
         known = self._weights.pop(message.metadata.message_id, None)
@@ -235,15 +238,23 @@ class InProcessGrid(Grid):
 
         One that can is dated so that a reply to it lives as long as is left of it.
         """
-        code = flower.ErrorCode
+        expired = self.expiry(message, age)
+        if expired is None and self._offline(self.partition_of(message)):
+            code = flower.ErrorCode.NODE_UNAVAILABLE
+            return flower.superlink_error(message, code, "the node is offline")
+        return expired
+
+    def expiry(self, message: Message, age: float) -> Message | None:
+        """Return the SuperLink's error reply to a message whose ttl is over at ``age`` seconds.
+
+        Another is dated so that a reply to it lives as long as is left of it.
+        """
         # By the wall clock, which goes on here.
         message.metadata.created_at = time.time() - age
-        if age >= message.metadata.ttl:
-            reason = f"the message expired: it is {age:g} s old"
-            return flower.superlink_error(message, code.MESSAGE_UNAVAILABLE, reason)
-        if self._offline(self.partition_of(message)):
-            return flower.superlink_error(message, code.NODE_UNAVAILABLE, "the node is offline")
-        return None
+        if age < message.metadata.ttl:
+            return None
+        reason = f"the message expired: it is {age:g} s old"
+        return flower.superlink_error(message, flower.ErrorCode.MESSAGE_UNAVAILABLE, reason)
 
     def partition_of(self, message: Message) -> int:
         """Return the partition id of the device that a message is for."""

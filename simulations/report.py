@@ -11,6 +11,7 @@ from fleet.files import write_json, write_text
 from fleet.har.population import Population
 from server.plots import plot_bytes, plot_curves, plot_devices
 from server.store import RunFolder
+from simulations.traces.table import field_cells, field_headings
 from simulations.versions import machine, versions
 
 __all__ = ["write_report"]
@@ -40,6 +41,7 @@ def write_report(
         "leading": leading,
         "release": summaries[leading]["release"] if leading else None,
         "base": {"digest": base.digest, "trained_on": base.record.trained_on},
+        "trace": _trace(record["config"]),
         "config": record["config"],
         "versions": versions(),
         "machine": machine(),
@@ -49,6 +51,23 @@ def write_report(
     write_text(folder / "report.md", _markdown(report))
     write_json(folder / "report.json", report)
     return report
+
+
+def _trace(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not config["trace"]:
+        return None
+    return {"name": config["trace"], "target_f1": config["target_f1"] or None}
+
+
+def _in_the_field(report: Mapping[str, Any]) -> list[str]:
+    trace = report["trace"]
+    columns = ["method", *field_headings(trace["target_f1"])]
+    lines = ["", f"In the field, by the trace {trace['name']}; time is simulated.", ""]
+    lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for name, summary in report["methods"].items():
+        if "field" in summary:
+            lines.append(f"| {' | '.join([name, *field_cells(summary['field'])])} |")
+    return lines
 
 
 def _plots(folder: Path, summaries: Summaries) -> None:
@@ -83,6 +102,8 @@ def _markdown(report: Mapping[str, Any]) -> str:
             f"{s['bytes_up']:,} | {s['bytes_down']:,} | {s['wire_bytes_up']:,} | "
             f"{s['wire_bytes_down']:,} | {s['seconds']:.0f} |"
         )
+    if report["trace"]:
+        lines += _in_the_field(report)
     release = report["release"]
     lines += ["", "Bytes are per device and round: the packed array, and beside it all objects of"]
     lines += ["the message with their framing, as Flower sends them.", ""]

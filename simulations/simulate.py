@@ -1,6 +1,7 @@
 """The main job: a base, a fleet that adapts it by each method, and what that came to.
 
     DIR/run.json                 configuration, methods, versions
+    DIR/trace.toml               the trace, where there is one
     DIR/base.safetensors         the base that all methods start from
     DIR/rates.json               learning rates and the rehearsal that chose them
     DIR/METHOD/…                 rounds, releases, evaluations, merged.safetensors, metrics.json
@@ -26,23 +27,24 @@ from clients.agent.simulated import learner_of, status_of
 from fleet.adapt.base import Base, load_base, save_base
 from fleet.config import RunConfig
 from fleet.errors import InputError, StorageError
-from fleet.federate.served import save_merged
 from fleet.files import write_json
 from fleet.har.population import Population, population_of
 from fleet.har.virtual import virtual_fleet
 from fleet.measure.f1 import score_fleet
 from fleet.peft.registry import METHODS, find
 from fleet.seeds import sample
-from server.app import Surroundings, run_rounds, task_of
+from server.app import task_of
 from server.prepare import check_feasible, obtain_base
 from server.rehearsal import Rehearsal, rehearsal_base
-from server.results import SCORES, scores_of, summary_of, write_results
-from server.rounds import Traffic
+from server.results import SCORES
 from server.store import RunFolder, read_json
-from simulations.engines import Engine, make_grid
+from simulations.engines import Engine, trace_refused
+from simulations.federated import Job
+from simulations.federated import federated as _federated
 from simulations.local import adapt_all
 from simulations.progress import Progress
 from simulations.report import write_report
+from simulations.traces.run import field_of, keep_trace
 from simulations.versions import versions
 
 __all__ = ["LOCAL", "METHOD_NAMES", "Run", "open_run", "simulate"]
@@ -63,12 +65,16 @@ class Run:
         methods: Methods to compare, in order.
         rates: Learning rates given by hand, by method; the others are rehearsed.
         engine: How the devices of federated methods are run.
+        workers: Threads or processes that run them, 0 for one per core; no result depends on it.
+        ray_address: Of the cluster of ``ray-cohort``; no result depends on it.
     """
 
     config: RunConfig
     methods: tuple[str, ...]
     rates: Mapping[str, float]
-    engine: Engine = Engine.loop
+    engine: Engine = Engine.cohort
+    workers: int = 0
+    ray_address: str = ""
 
     @property
     def folder(self) -> Path:
@@ -89,8 +95,8 @@ def open_run(run: Run, *, resume: bool) -> Run:
     """Return the run to do: a new one, or the one that the folder holds.
 
     Raises:
-        InputError: ``unknown-method``, ``out-in-use`` (a run is there and ``resume`` was not
-            asked), ``nothing-to-resume`` or ``other-run`` (its configuration differs).
+        InputError: ``unknown-method``, ``trace-engine``, ``out-in-use`` (a run is there and
+            ``resume`` was not asked) or ``nothing-to-resume``.
     """
     unknown = [m for m in (*run.methods, *run.rates) if m not in METHOD_NAMES]
     if unknown or not run.methods:
@@ -100,6 +106,8 @@ def open_run(run: Run, *, resume: bool) -> Run:
             f"known: {', '.join(METHOD_NAMES)}",
             "Name them with --methods core,head,full,local.",
         )
+    if run.config.trace and not run.engine.timed:
+        raise trace_refused(run.engine)
     path = run.folder / "run.json"
     if not path.exists():
         if resume:
@@ -119,7 +127,8 @@ def open_run(run: Run, *, resume: bool) -> Run:
         config = RunConfig.parse(kept["config"] | {"out": str(run.folder)})
         # Runs of before there was a choice have none.
         engine = Engine(kept.get("engine", Engine.loop))
-        return Run(config, tuple(kept["methods"]), dict(kept["rates"]), engine)
+        here = (run.workers, run.ray_address)
+        return Run(config, tuple(kept["methods"]), dict(kept["rates"]), engine, *here)
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(
             "run-damaged", f"{path} is no whole record of a run ({error})", "Start a new run."
@@ -131,10 +140,14 @@ def simulate(run: Run, progress: Progress) -> dict[str, Any]:
     config = run.config
     population = population_of(config)
     check_feasible(config, population)
+    field = field_of(config)
     if not (run.folder / "run.json").exists():
         # Claimed only now, so that a mistake in the flags leaves no folder behind.
+        keep_trace(config)
         write_json(run.folder / "run.json", run.record() | {"versions": versions()})
     progress.say(_about(config, population))
+    if field is not None:
+        progress.say(f"trace {config.trace} · {field.trace.about}")
     base = _base(run, population, progress)
     rates = _rates(run, population, progress)
     config = config.model_copy(update={"base": str(run.folder / "base.safetensors")})
@@ -143,8 +156,21 @@ def simulate(run: Run, progress: Progress) -> dict[str, Any]:
         done = run.folder / name / "summary.json"
         if not done.exists():
             started = time.monotonic()
-            job = _alone if name == LOCAL else _federated
-            summary = job(run, config, base, population, name, rates[name], progress)
+            if name == LOCAL:
+                summary = _alone(run, config, base, population, name, rates[name], progress)
+            else:
+                job = Job(
+                    folder=run.folder / name,
+                    engine=run.engine,
+                    config=config,
+                    base=base,
+                    population=population,
+                    rate=rates[name],
+                    field=field,
+                    workers=run.workers,
+                    ray_address=run.ray_address,
+                )
+                summary = _federated(job, progress)
             write_json(done, summary | {"seconds": round(time.monotonic() - started, 2)})
         summaries[name] = read_json(done)
         progress.say(_result(name, summaries[name]))
@@ -205,44 +231,6 @@ def _choose(
         progress.advance(f"{name} at {rate:g}: F1 {score:.3f}")
 
     return rehearsal.choose(config, method, federated=name != LOCAL, on_cell=on_cell)
-
-
-def _federated(
-    run: Run,
-    config: RunConfig,
-    base: Base,
-    population: Population,
-    name: str,
-    rate: float,
-    progress: Progress,
-) -> dict[str, Any]:
-    devices = len(virtual_fleet(config, population))
-    grid = make_grid(run.engine, config.for_flower(), devices, config.seed)
-    plan = learner_of(config.for_flower(), 0).memory_plan(name, config.batch)
-    if plan is not None:
-        progress.say(f"{name}: {plan}")
-    scores = {"f1": "", "bytes": ""}
-
-    def on_publish(number: int, traffic: Traffic) -> None:
-        scores["bytes"] = f" · {traffic.bytes_up // max(traffic.messages_up, 1):,} B up"
-
-    folder = RunFolder(
-        run.folder / name,
-        on_answer=lambda number, device, of: progress.advance(
-            f"round {number}/{config.rounds}{scores['f1']}{scores['bytes']}"
-        ),
-        on_evaluation=lambda number, f1: scores.update(f1=f" · F1 {f1:.3f}"),
-        on_publish=on_publish,
-    )
-    left = config.rounds - len(folder.round_numbers())
-    progress.stage(name, max(1, left * (config.cohort or devices)))
-    around = Surroundings(grid.clock, grid.wait, grid.weigh)
-    release = run_rounds(grid, config, base, population, find(name), rate, folder, around)
-    save_merged(base, release, folder.folder / "merged.safetensors")
-    write_results(folder, config, base, release, rate)
-    summary = summary_of(folder, release, rate)
-    before = folder.evaluation(0)
-    return summary | {"before": scores_of(before) if before else None}
 
 
 def _alone(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clients.agent.learner import Learner, Windows
+from clients.agent.learner import Learner, Windows, Workbench, workbench
 from fleet.adapt.base import Base, load_base
 from fleet.config import RunConfig
 from fleet.errors import MismatchError
@@ -22,7 +22,7 @@ from fleet.har.normalise import Normalisation
 from fleet.har.population import population_of
 from fleet.har.virtual import VirtualFleet, virtual_fleet
 
-__all__ = ["learner_of", "status_of"]
+__all__ = ["bench_of", "learner_of", "status_of"]
 
 # Learners hold a device's windows; beyond this many they are made again when they are needed.
 LARGEST_LEARNERS_HELD = 64
@@ -42,6 +42,11 @@ def learner_of(run_config: Config, partition: int) -> Learner:
         MismatchError: ``no-such-person`` when the fleet has fewer devices.
     """
     return _learner(_key(run_config), partition)
+
+
+def bench_of(run_config: Config) -> Workbench:
+    """Return what all learners of a run share, see :func:`learner_of`."""
+    return workbench(_setting(_key(run_config))[2])
 
 
 def status_of(run_config: Config, partition: int) -> DeviceStatus:

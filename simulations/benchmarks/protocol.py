@@ -144,6 +144,9 @@ class _Ready:
     ) -> list[NDArray[np.int64] | Exception]:
         return [np.zeros((1, 1), np.int64) for _ in partitions]
 
+    def close(self) -> None:
+        pass
+
 
 def _over_cohort_grid(devices: int, rounds: int) -> _Nowhere:
     return _run_on(CohortGrid(_Ready(), devices), devices, rounds)

@@ -15,6 +15,7 @@ from fleet.errors import InputError
 from server.control.cli.render import Format, FormatOption, emit
 from simulations.cli.units import bytes_of
 from simulations.engines import Engine
+from simulations.traces.table import field_cells, field_headings
 
 if TYPE_CHECKING:
     from simulations.simulate import Run
@@ -39,11 +40,17 @@ fleet simulate --data my.npz --model t-resnet --rank 2 --shift none
 
 fleet simulate --devices 200 --windows-per-device 40 --variation gain:10+noise:5 --cohort 20
 
+fleet simulate --devices 200 --cohort 20 --trace nightly --target-f1 0.9
+
 fleet simulate --out runs/hapt --resume
 """
 
+# The fleet of a night may be too few devices on one night, hardly on two.
+TRACED_WAIT_S = 2 * 86_400.0
+# Flags that change no bit of a result, so that a run may go on with others.
+WHERE = {"workers", "ray_address"}
 # Flags that name what a run is; with --resume they come from the run itself.
-NOT_CONFIG = {"methods", "rate", "engine", "resume", "form", "out"}
+NOT_CONFIG = {"methods", "rate", "engine", "resume", "form", "out", *WHERE}
 
 
 @app.command(help=HELP, epilog=EPILOG)
@@ -97,8 +104,36 @@ def simulate(
         typer.Option(help="METHOD=RATE; repeatable. Methods without one are rehearsed."),
     ] = None,
     cohort: Annotated[int, typer.Option(help="Devices per round; 0 for all.")] = 0,
+    evaluate_every: Annotated[
+        int, typer.Option(help="Rounds between evaluations; the last one always is.")
+    ] = 1,
     evaluate_devices: Annotated[
         int, typer.Option(help="Devices that are evaluated, a fixed sample; 0 for all.")
+    ] = 0,
+    trace: Annotated[
+        str,
+        typer.Option(
+            help="When devices are online, how fast they are and what goes wrong: steady, nightly, "
+            "churning, flaky or a file. Time is simulated; not with --engine loop."
+        ),
+    ] = "",
+    target_f1: Annotated[
+        float, typer.Option(help="With --trace: report the simulated hours to this macro-F1.")
+    ] = 0.0,
+    deadline_s: Annotated[
+        float, typer.Option(help="Seconds from the push of a plan to the close of its round.")
+    ] = 600.0,
+    wait_s: Annotated[
+        float,
+        typer.Option(
+            help="Seconds to wait for enough devices before giving up; with --trace two days."
+        ),
+    ] = 120.0,
+    min_devices: Annotated[
+        int,
+        typer.Option(
+            help="Devices that must be online before a round opens; 0: all, with --trace a tenth."
+        ),
     ] = 0,
     epochs: Annotated[int, typer.Option(help="Local passes per round.")] = 1,
     batch: Annotated[int, typer.Option(help="Windows per local step.")] = 32,
@@ -113,10 +148,25 @@ def simulate(
     engine: Annotated[
         Engine,
         typer.Option(
-            help="loop: one device at a time; cohort: many devices trained as one computation, "
-            "equal up to rounding. For Flower's own runtime, on Ray, use: flwr run ."
+            help="cohort: many devices trained as one computation, on all cores; loop: one device "
+            "at a time, equal up to rounding; ray-cohort: cohort on the nodes of a Ray cluster, "
+            "same digests; ray: Flower's own runtime, on Ray, as flwr run . does it."
         ),
-    ] = Engine.loop,
+    ] = Engine.cohort,
+    workers: Annotated[
+        int,
+        typer.Option(
+            help="Threads that train, on Ray processes; 0: one per core. "
+            "They change no bit of a result."
+        ),
+    ] = 0,
+    ray_address: Annotated[
+        str,
+        typer.Option(
+            help="With --engine ray-cohort: HOST:PORT of a cluster's head, auto or local; "
+            "default: RAY_ADDRESS, or a cluster of this machine for the run."
+        ),
+    ] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     form: FormatOption = Format.table,
 ) -> None:
@@ -147,12 +197,16 @@ def _run(context: typer.Context, out: Path | None, resume: bool) -> Run:
         return _resumed(context, out)
     if out is None:
         out = Path("runs") / datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    defaulted = context.get_parameter_source("wait_s") is ParameterSource.DEFAULT
+    if values["trace"] and defaulted:
+        values["wait_s"] = TRACED_WAIT_S
     values["memory_budget"] = bytes_of(values["memory_budget"])
     config = RunConfig.parse(values | {"out": str(out)})
     # The callback has an Engine, the context still its name.
     engine = Engine(context.params["engine"])
     names = tuple(dict.fromkeys(m.strip() for m in context.params["methods"].split(",") if m))
-    return Run(config, names, _rates(context.params["rate"] or []), engine)
+    rates = _rates(context.params["rate"] or [])
+    return Run(config, names, rates, engine, **_where(context))
 
 
 def _resumed(context: typer.Context, out: Path | None) -> Run:
@@ -164,16 +218,21 @@ def _resumed(context: typer.Context, out: Path | None) -> Run:
     given = [
         name
         for name in context.params
-        if name not in {"resume", "form", "out"}
+        if name not in {"resume", "form", "out", *WHERE}
         and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     ]
     if given:
         raise InputError(
             "resume-with-flags",
             f"a resumed run keeps its configuration; --{given[0].replace('_', '-')} was given",
-            "Leave out all flags but --out and --resume.",
+            "Leave out all flags but --out, --workers, --ray-address and --resume.",
         )
-    return Run(RunConfig.parse({"out": str(out)}), ("core",), {})
+    config = RunConfig.parse({"out": str(out)})
+    return Run(config, ("core",), {}, **_where(context))
+
+
+def _where(context: typer.Context) -> dict[str, Any]:
+    return {name: context.params[name] for name in WHERE}
 
 
 def _rates(given: list[str]) -> dict[str, float]:
@@ -197,6 +256,19 @@ def _display(form: Format) -> Any:
     return Display(visible=form is Format.table)
 
 
+def _field_table(report: dict[str, Any]) -> Table:
+    table = Table(title=f"in the field, simulated: {report['trace']['name']}")
+    fields = {name: row["field"] for name, row in report["methods"].items() if "field" in row}
+    table.add_column("")
+    for name in fields:
+        table.add_column(name, justify="right")
+    cells = [field_cells(field) for field in fields.values()]
+    names = field_headings(report["trace"]["target_f1"])
+    for heading, *row in zip(names, *cells, strict=True):
+        table.add_row(heading, *row)
+    return table
+
+
 def _table(console: Console, report: dict[str, Any]) -> None:
     table = Table(
         title=f"{report['devices']} devices · {report['rounds']} rounds · {report['data']}"
@@ -215,6 +287,8 @@ def _table(console: Console, report: dict[str, Any]) -> None:
             rest = [*(f"{row[k]:,}" for k in counts), f"{row['seconds']:.0f}"]
         table.add_row(name, *shown, *rest)
     console.print(table)
+    if report["trace"]:
+        console.print(_field_table(report))
     if report["release"]:
         release = report["release"]
         console.print(f"release {release['number']} · {release['digest']}")

@@ -8,9 +8,9 @@ import everything once more.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import TypeVar
 
 import numpy as np
@@ -63,11 +63,19 @@ class BatchedFleet(LearnerFleet):
         self._pool = ThreadPoolExecutor(
             wanted, "cohort", initializer=torch.set_num_threads, initargs=(1,)
         )
-        self._own = threading.local()
+        self._workers = [ChunkWorker(self) for _ in range(wanted)]
+        self._idle: SimpleQueue[ChunkWorker] = SimpleQueue()
+        for each in self._workers:
+            self._idle.put(each)
 
     def train(self, message: Payload, partitions: Sequence[int]) -> list[Payload | Exception]:
         """Answer a plan, see :class:`~simulations.cohort.fleet.CohortFleet`."""
         chunks = chunks_of(partitions, self._train_windows, CHUNK_DEVICES)
+        with single_thread():
+            if not all(each.prepare(message) for each in self._workers):
+                alone = self._workers[0]
+                answers = [alone.train(message, chunk) for chunk in chunks]
+                return in_order(partitions, chunks, answers)
         answers = self._everywhere(lambda worker, chunk: worker.train(message, chunk), chunks)
         return in_order(partitions, chunks, answers)
 
@@ -76,8 +84,15 @@ class BatchedFleet(LearnerFleet):
     ) -> list[NDArray[np.int64] | Exception]:
         """Judge a release, see :class:`~simulations.cohort.fleet.CohortFleet`."""
         chunks = chunks_of(partitions, lambda _: 0, JUDGED_TOGETHER)
+        with single_thread():
+            for each in self._workers:
+                each.prepare_to_judge(message)
         answers = self._everywhere(lambda worker, chunk: worker.evaluate(message, chunk), chunks)
         return in_order(partitions, chunks, answers)
+
+    def close(self) -> None:
+        """End the threads; nothing can be asked any more."""
+        self._pool.shutdown()
 
     def _everywhere(
         self,
@@ -96,9 +111,12 @@ class BatchedFleet(LearnerFleet):
     def _answer(
         self, answer: Callable[[ChunkWorker, Sequence[int]], list[Answer]], chunk: Sequence[int]
     ) -> list[Answer]:
-        if not hasattr(self._own, "worker"):
-            self._own.worker = ChunkWorker(self)
-        return answer(self._own.worker, chunk)
+        # As many workers as threads: one is always idle.
+        worker = self._idle.get_nowait()
+        try:
+            return answer(worker, chunk)
+        finally:
+            self._idle.put(worker)
 
     def _train_windows(self, partition: int) -> int:
         status = attempt(self.status, partition)

@@ -8,16 +8,30 @@ from typing import ParamSpec, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.agent.learner import Learner
-from clients.agent.simulated import learner_of, status_of
-from fleet.errors import StorageError
-from fleet.federate.wire import Payload
+from clients.agent.learner import Learner, Workbench
+from clients.agent.simulated import bench_of, learner_of, status_of
+from fleet.config import RunConfig
+from fleet.errors import RoundError, StorageError
+from fleet.federate.records import Plan
+from fleet.federate.wire import Payload, decode_plan
 
-__all__ = ["CohortFleet", "LearnerFleet", "RunConfigValues", "attempt", "is_fatal"]
+__all__ = [
+    "CohortFleet",
+    "EngineLost",
+    "LearnerFleet",
+    "RunConfigValues",
+    "attempt",
+    "is_fatal",
+    "windows_of",
+]
 
 RunConfigValues = Mapping[str, bool | int | float | str]
 Answer = TypeVar("Answer")
 Given = ParamSpec("Given")
+
+
+class EngineLost(RoundError):
+    """What computes for the devices is gone or unfit: no device can be blamed for it."""
 
 
 class CohortFleet(Protocol):
@@ -42,6 +56,10 @@ class CohortFleet(Protocol):
 
         Confusions are counts ``(classes, classes)`` by true and predicted class.
         """
+        ...
+
+    def close(self) -> None:
+        """End what answers; nothing is asked afterwards."""
         ...
 
 
@@ -71,6 +89,19 @@ class LearnerFleet:
         """Judge a release, see :class:`CohortFleet`."""
         return [attempt(self._counts, partition, message) for partition in partitions]
 
+    def close(self) -> None:
+        """End nothing: learners have nothing but memory."""
+
+    @property
+    def bench(self) -> Workbench:
+        """What all learners share."""
+        return bench_of(self._run_config)
+
+    @property
+    def memory_budget_bytes(self) -> int:
+        """What a training step of a device may hold; 0 for no limit."""
+        return RunConfig.parse(self._run_config).memory_budget
+
     def learner(self, partition: int) -> Learner:
         """Return a device's learner.
 
@@ -98,6 +129,20 @@ def attempt(
         return error
 
 
+def windows_of(fleet: CohortFleet, message: Payload, partition: int, *, training: bool) -> int:
+    """Return the windows that a device works on for a message; 0 where that cannot be known.
+
+    Those of every local pass are counted where it trains.
+    """
+    status = attempt(fleet.status, partition)
+    if isinstance(status, Exception):
+        return 0
+    held = int(status.config.get("train_windows" if training else "test_windows", 0))
+    plan = attempt(decode_plan, message) if training else None
+    return held * plan.epochs if isinstance(plan, Plan) else held
+
+
 def is_fatal(error: BaseException) -> bool:
-    """Tell whether every later device would fail as well: the disk is full."""
-    return isinstance(error, StorageError) and error.code == "disk-full"
+    """Tell whether every later device would fail as well: the disk is full, the engine is lost."""
+    full = isinstance(error, StorageError) and error.code == "disk-full"
+    return full or isinstance(error, EngineLost)

@@ -8,28 +8,31 @@ answer is copied into new records before the server sees it.
 
 ``train``, ``evaluate`` and ``query.status`` go this way. All else, what is malformed among them,
 goes through the in-process grid's real wire to a real ``ClientApp``.
+
+In a trace's field, trainings and evaluations are answered when they would be there (``schedule``).
+Who a device is, it says at once: a deployment knows it from the registry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Set
+from collections.abc import Callable, Hashable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from itertools import islice
-from types import MappingProxyType
 
 from flwr.app import Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from clients import bridge
-from fleet.errors import InputError, MismatchError, RoundError
-from fleet.federate.wire import Payload
+from fleet.errors import InputError, RoundError
 from server import flower
-from server.messages import payload_of
 from simulations.cohort.answers import ask
-from simulations.cohort.fleet import CohortFleet, RunConfigValues
-from simulations.cohort.scale import Scale, content_signature
+from simulations.cohort.fleet import CohortFleet, RunConfigValues, windows_of
+from simulations.cohort.scale import Scale
+from simulations.cohort.schedule import Delivery, Errand, Schedule
+from simulations.cohort.sealed import Sealed, seal
 from simulations.inprocess import InProcessGrid, Traffic
+from simulations.traces.field import Field, Journey
 
 __all__ = ["DEVICES_AT_ONCE", "MAX_QUEUED_MESSAGES", "CohortGrid"]
 
@@ -44,24 +47,15 @@ TOGETHER = frozenset({"train", "evaluate"})
 
 
 @dataclass(frozen=True, eq=False)
-class _Sealed:
-    """Records that nobody can change, shared by all messages that carry the same."""
-
-    payload: Payload
-    signature: Hashable
-
-
-@dataclass(frozen=True, eq=False)
 class _Waiting:
     message: Message
-    sealed: _Sealed
+    sealed: Sealed
     pushed_at: float
 
-    def goes_with(self, other: _Waiting) -> bool:
-        """Tell whether one call of the fleet can answer both."""
-        kind = self.message.metadata.message_type
-        same = kind == other.message.metadata.message_type and self.sealed is other.sealed
-        return same and kind in TOGETHER
+    @property
+    def kind(self) -> str:
+        """The message's type."""
+        return self.message.metadata.message_type
 
 
 class CohortGrid(Grid):
@@ -78,6 +72,7 @@ class CohortGrid(Grid):
         seed: Root seed that node ids derive from.
         offline: Tells, for a partition id, whether that device is offline now.
         at_once: Most devices per call of the fleet.
+        field: When devices are online and how fast they are; ``offline`` is not asked then.
     """
 
     def __init__(
@@ -90,16 +85,22 @@ class CohortGrid(Grid):
         seed: int = 0,
         offline: Callable[[int], bool] | None = None,
         at_once: int = DEVICES_AT_ONCE,
+        field: Field | None = None,
     ) -> None:
         if at_once < 1:
             raise InputError("at-once", f"a call is for one device or more, not {at_once}")
+        if field is not None:
+            offline = field.offline_by(self.clock)
+        self._schedule = None if field is None else Schedule(field, at_once)
         self._fleet = fleet
         self._at_once = at_once
         self._single = InProcessGrid(
             app, devices, run_config=run_config, seed=seed, offline=offline
         )
         self._queue: dict[str, _Waiting] = {}
-        self._known: dict[Hashable, _Sealed] = {}
+        # What the schedule answers.
+        self._under_way: dict[str, _Waiting] = {}
+        self._known: dict[Hashable, Sealed] = {}
         self._scale = Scale()
         self._made = 0
 
@@ -124,6 +125,10 @@ class CohortGrid(Grid):
     def wait(self, seconds: float) -> None:
         """Let ``seconds`` (not negative) of simulated time pass at once."""
         self._single.wait(seconds)
+
+    def close(self) -> None:
+        """End the fleet, and with it the processes of one that has some."""
+        self._fleet.close()
 
     def weigh(self, message: Message) -> int:
         """Return the wire bytes of a message that passed through this grid, counted as it did."""
@@ -157,11 +162,14 @@ class CohortGrid(Grid):
             ValueError: When a message has no ttl or no group, or its node does not exist.
             RoundError: When more than ``MAX_QUEUED_MESSAGES`` would wait.
         """
+        if self._schedule is not None:
+            for message_id in self._schedule.forget_expired(self.clock()):
+                del self._under_way[message_id]
         # Held with their records, so that no two ids of Python's are those of one object.
-        read: dict[int, tuple[RecordDict, _Sealed | None]] = {}
+        read: dict[int, tuple[RecordDict, Sealed | None]] = {}
         return [self._push(message, read) for message in messages]
 
-    def _push(self, message: Message, read: dict[int, tuple[RecordDict, _Sealed | None]]) -> str:
+    def _push(self, message: Message, read: dict[int, tuple[RecordDict, Sealed | None]]) -> str:
         self._single.check(message)
         sealed = None
         if message.metadata.message_type in {*TOGETHER, "query.status"} and message.has_content():
@@ -172,41 +180,41 @@ class CohortGrid(Grid):
         if sealed is None:
             (message_id,) = self._single.push_messages([message])
             return message_id
-        if message.metadata.message_id in self._queue:
-            waiting = message.metadata.message_id
-            raise ValueError(f"message {waiting} waits already: push each message once")
-        if len(self._queue) >= MAX_QUEUED_MESSAGES:
+        waits = message.metadata.message_id
+        if waits in self._queue or waits in self._under_way:
+            raise ValueError(f"message {waits} waits already: push each message once")
+        if len(self._queue) + len(self._under_way) >= MAX_QUEUED_MESSAGES:
             raise RoundError(
                 "queue-full",
                 f"at most {MAX_QUEUED_MESSAGES} messages may wait for devices",
                 "Pull replies before pushing more, or send to fewer devices at once.",
             )
-        flower.stamp(message, self._new_id())
-        self._single.count(message, self._scale.weigh(message, sealed.signature), up=False)
-        self._queue[message.metadata.message_id] = _Waiting(
-            flower.twin(message), sealed, self.clock()
-        )
-        return message.metadata.message_id
+        flower.stamp(message, message_id := self._new_id())
+        size = self._scale.weigh(message, sealed.signature)
+        self._single.count(message, size, up=False)
+        waiting = _Waiting(flower.twin(message), sealed, self.clock())
+        if self._schedule is None or message.metadata.message_type not in TOGETHER:
+            self._queue[message_id] = waiting
+        else:
+            self._under_way[message_id] = waiting
+            self._schedule.add(message_id, self._errand(waiting, size))
+        return message_id
 
-    def _seal(self, content: RecordDict) -> _Sealed | None:
-        """Read records into what cannot be changed; None when they are no payload."""
-        signature = content_signature(content)
-        try:
-            payload = payload_of(content)
-        except MismatchError:
-            return None
-        # Only a packed array is a view of Flower's bytes; of an empty one nothing can be changed.
-        if signature is None or (payload.array.size and payload.array.flags.writeable):
-            return None
-        # One and True are equal, and yet not the same config.
-        config = tuple((name, type(value), value) for name, value in payload.config.items())
-        key = (signature, payload.array.tobytes(), config)
-        if key not in self._known:
-            frozen = Payload(payload.array, MappingProxyType(dict(payload.config)))
-            self._known[key] = _Sealed(frozen, signature)
-            while len(self._known) > MAX_KNOWN_CONTENTS:
-                del self._known[next(iter(self._known))]
-        return self._known[key]
+    def _errand(self, waiting: _Waiting, size: int) -> Errand:
+        data, at = waiting.message.metadata, waiting.pushed_at
+        partition = self._single.partition_of(waiting.message)
+        training = data.message_type == "train"
+        windows = windows_of(self._fleet, waiting.sealed.payload, partition, training=training)
+        journey = Journey(at, size, windows, training, at + data.ttl)
+        goes_with = (data.message_type, id(waiting.sealed))
+        return Errand(partition, goes_with, f"{data.message_type}/{data.group_id}/{at!r}", journey)
+
+    def _seal(self, content: RecordDict) -> Sealed | None:
+        found = seal(content)
+        known = found and self._known.setdefault(*found)
+        while len(self._known) > MAX_KNOWN_CONTENTS:
+            del self._known[next(iter(self._known))]
+        return known
 
     def _new_id(self) -> str:
         """Return an id as long as Flower's, which are digests of what is never written here."""
@@ -223,14 +231,45 @@ class CohortGrid(Grid):
             StorageError: When a device found the disk full: every later device would as well.
         """
         wanted = message_ids if isinstance(message_ids, Set) else set(message_ids)
-        mine = (message_id for message_id in self._queue if message_id in wanted)
+        if self._schedule is not None:
+            found = self._schedule.pull(wanted, self.clock(), self._make)
+            if found:
+                return [reply for each in found for reply in self._handed_over(each)]
+        mine = (each for each in self._queue if each in wanted)
         first = next(mine, None)
         if first is None:
             return self._single.pull_messages(wanted)
-        head = self._queue[first]
-        rest = (each for each in mine if head.goes_with(self._queue[each]))
-        chosen = [first, *islice(rest, self._at_once - 1)]
+        chosen = [first, *islice(self._going_with(self._queue[first], mine), self._at_once - 1)]
         return self._answer([self._queue.pop(message_id) for message_id in chosen])
+
+    def _going_with(self, head: _Waiting, others: Iterable[str]) -> Iterator[str]:
+        """Yield those of ``others`` that one call of the fleet can answer beside ``head``."""
+        if head.kind not in TOGETHER:
+            return
+        for message_id in others:
+            other = self._queue[message_id]
+            if other.sealed is head.sealed and other.kind == head.kind:
+                yield message_id
+
+    def _make(self, message_ids: list[str]) -> list[tuple[Message, int]]:
+        """Make the answers of scheduled messages; each with its bytes on the wire."""
+        together = [self._under_way[each] for each in message_ids]
+        for each in together:
+            self._single.expiry(each.message, self.clock() - each.pushed_at)
+        replies = [self._reply(*each) for each in zip(together, self._ask(together), strict=True)]
+        return [(reply, self._scale.weigh(reply)) for reply in replies]
+
+    def _handed_over(self, delivery: Delivery) -> Iterator[Message]:
+        waiting = self._under_way.pop(delivery.message_id)
+        if delivery.answer is None:
+            expired = self._single.expiry(waiting.message, self.clock() - waiting.pushed_at)
+            yield from [] if expired is None else [expired]
+            return
+        yield delivery.answer
+        if delivery.doubled:
+            again = flower.inflate(flower.deflate(delivery.answer))
+            self._single.count(again, self._scale.weigh(again), up=True)
+            yield again
 
     def _answer(self, together: list[_Waiting]) -> list[Message]:
         now = self.clock()
@@ -245,7 +284,7 @@ class CohortGrid(Grid):
     def _ask(self, asked: list[_Waiting]) -> list[RecordDict | Error]:
         if not asked:
             return []
-        kind, payload = asked[0].message.metadata.message_type, asked[0].sealed.payload
+        kind, payload = asked[0].kind, asked[0].sealed.payload
         partitions = [self._single.partition_of(each.message) for each in asked]
         return ask(self._fleet, kind, payload, partitions)
 
@@ -264,6 +303,6 @@ class CohortGrid(Grid):
         replies: list[Message] = []
         while outstanding and (end is None or self.clock() < end):
             for reply in self.pull_messages(outstanding.keys()):
-                del outstanding[reply.metadata.reply_to_message_id]
+                outstanding.pop(reply.metadata.reply_to_message_id, None)
                 replies.append(reply)
         return replies

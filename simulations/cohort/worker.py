@@ -7,17 +7,20 @@ mix windows, and devices with a memory budget are left to their learners one by 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from clients.agent.learner import Learner, Workbench, judged, opened
 from fleet.adapt.cohort.evaluate import evaluate_cohort
 from fleet.adapt.cohort.network import CohortNetwork, attach_cohort
 from fleet.adapt.cohort.train import CHUNK_DEVICES, Outcome, train_cohort
 from fleet.adapt.cohort.work import DeviceWork
+from fleet.adapt.lean.module import LeanNetwork
 from fleet.adapt.state import CoreState
 from fleet.errors import ModelError
 from fleet.federate.records import Plan
@@ -38,17 +41,44 @@ class ChunkWorker:
 
     def __init__(self, learners: LearnerFleet) -> None:
         self._learners = learners
-        self._plan: tuple[Payload, Plan, CoreState, CohortNetwork | None] | None = None
+        self._opened: tuple[Payload, Plan] | None = None
+        # By method and layout: a run has one.
+        self._networks: dict[tuple[str, str], CohortNetwork | None] = {}
+        self._judged: tuple[str, nn.Module] = ("", nn.Identity())
+
+    def prepare(self, message: Payload) -> bool:
+        """Open a plan before its first chunk; return whether other workers may run beside this one.
+
+        A network is translated by patching PyTorch's modules for as long as that takes, so no other
+        thread of the process may run one meanwhile.
+
+        Raises:
+            MismatchError: When base, frames, layout or release are not those of the plan.
+        """
+        bench = self._learners.bench
+        if self._opened is None or self._opened[0] is not message:
+            plan, state = opened(message, bench)
+            network = self._network(bench, plan, state)
+            if network is not None:
+                network.begin(state)
+            self._opened = (message, plan)
+        plan = self._opened[1]
+        # A lean learner on its own is translated at every plan.
+        return self._networks[plan.method, plan.layout] is not None or not find(plan.method).lean
 
     def train(self, message: Payload, partitions: Sequence[int]) -> list[Payload | Exception]:
         """Answer a plan, see :class:`~simulations.cohort.fleet.CohortFleet`."""
+        self.prepare(message)
+        assert self._opened is not None
+        plan = self._opened[1]
+        network = self._networks[plan.method, plan.layout]
         learners = [attempt(self._learners.learner, p) for p in partitions]
         able = [each for each in learners if isinstance(each, Learner)]
-        if not able or any(each.memory_budget_bytes for each in able):
-            return self._one_by_one(message, learners)
-        plan, network = self._prepared(message, able[0].bench, able[0].dtype)
-        if network is None:
-            return self._one_by_one(message, learners)
+        if network is None or not able:
+            return [
+                attempt(each.answer_plan, message) if isinstance(each, Learner) else each
+                for each in learners
+            ]
         with_windows = [each for each in able if len(each.windows.train_y)]
         outcomes = _train(network, plan, with_windows)
         found = dict(zip(map(id, with_windows), outcomes, strict=True))
@@ -58,15 +88,12 @@ class ChunkWorker:
         self, message: Payload, partitions: Sequence[int]
     ) -> list[NDArray[np.int64] | Exception]:
         """Judge a release, see :class:`~simulations.cohort.fleet.CohortFleet`."""
+        self.prepare_to_judge(message)
         learners = [attempt(self._learners.learner, p) for p in partitions]
         able = [each for each in learners if isinstance(each, Learner)]
-        if not able:
-            return [each for each in learners if isinstance(each, Exception)]
-        bench = able[0].bench
-        state = judged(message, bench)
         windows = [torch.from_numpy(each.windows.test_x) for each in able]
-        predicted = iter(evaluate_cohort(bench.served(state), windows))
-        classes = len(bench.base.record.labels)
+        predicted = iter(evaluate_cohort(self._judged[1], windows))
+        classes = len(self._learners.bench.base.record.labels)
         return [
             confusion(each.windows.test_y, next(predicted), classes)
             if isinstance(each, Learner)
@@ -74,31 +101,32 @@ class ChunkWorker:
             for each in learners
         ]
 
-    def _prepared(
-        self, message: Payload, bench: Workbench, dtype: torch.dtype
-    ) -> tuple[Plan, CohortNetwork | None]:
-        """Return a plan and the network of many devices, None where they cannot train together."""
-        if self._plan is None or self._plan[0] is not message:
-            plan, state = opened(message, bench)
-            self._plan = (message, plan, state, _together(bench, plan, state, dtype))
-        return self._plan[1], self._plan[3]
+    def prepare_to_judge(self, message: Payload) -> None:
+        """Merge a release before its first chunk is judged; alone, as :meth:`prepare`.
 
-    def _one_by_one(
-        self, message: Payload, learners: Sequence[Learner | Exception]
-    ) -> list[Payload | Exception]:
-        return [
-            attempt(each.answer_plan, message) if isinstance(each, Learner) else each
-            for each in learners
-        ]
+        Raises:
+            MismatchError: When it is not for this base and layout.
+        """
+        bench = self._learners.bench
+        state = judged(message, bench)
+        if self._judged[0] != state.digest:
+            served = copy.deepcopy(bench.served(state))
+            self._judged = (state.digest, LeanNetwork(served, {}, quick=True))
+
+    def _network(self, bench: Workbench, plan: Plan, state: CoreState) -> CohortNetwork | None:
+        """Return the network of many devices, or None where they cannot train together."""
+        key = (plan.method, plan.layout)
+        if key not in self._networks:
+            together = find(plan.method).lean and not self._learners.memory_budget_bytes
+            self._networks[key] = _together(bench, state) if together else None
+        return self._networks[key]
 
 
-def _together(
-    bench: Workbench, plan: Plan, state: CoreState, dtype: torch.dtype
-) -> CohortNetwork | None:
-    if not find(plan.method).lean:
-        return None
+def _together(bench: Workbench, state: CoreState) -> CohortNetwork | None:
     try:
-        return attach_cohort(bench.network, bench.base.frames, state, CHUNK_DEVICES, dtype=dtype)
+        return attach_cohort(
+            bench.network, bench.base.frames, state, CHUNK_DEVICES, dtype=torch.float32
+        )
     except ModelError as error:
         if not error.code.startswith("cohort-"):
             raise

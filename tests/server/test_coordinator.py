@@ -300,6 +300,31 @@ def test_a_late_answer_is_recorded_as_late_and_closes_the_round() -> None:
     assert state.phase is c.Phase.aggregating
 
 
+def test_an_answer_to_an_earlier_round_is_noted_and_the_device_may_answer_this_one() -> None:
+    state = opened(DEVICES[:2])
+    late = c.Late(1.0, "person-01", "answered round 0, 9 s after it had closed")
+    state, _ = c.step(state, late)
+    assert (state.refused, len(state.unanswered)) == ((), 2)
+    state, effects = take(state, *(answer(state, device) for device in DEVICES[:2]))
+    record = record_of(effects)
+    assert [a["device"] for a in record.accepted] == list(DEVICES[:2])
+    assert [(r.device, r.reason, r.detail) for r in record.late] == [
+        ("person-01", Reason.late, late.detail)
+    ]
+
+
+def test_late_answers_are_noted_up_to_a_bound_and_only_while_a_round_is_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(draft, "LARGEST_STRAY_ANSWERS", 2)
+    late = c.Late(1.0, "person-01", "x" * 10_000)
+    state, _ = c.step_all(opened(), [late] * 5)
+    assert len(state.late) == 2
+    assert len(state.late[0].detail) <= draft.LARGEST_DETAIL
+    idle = make_state()
+    assert c.step(idle, late) == (idle, ())
+
+
 def test_a_second_answer_of_a_device_is_recorded_and_changes_nothing_else() -> None:
     state = opened(DEVICES[:2])
     once, _ = c.step(state, answer(state, "person-01"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 from clients import bridge
 from fleet.adapt.base import Base
 from fleet.errors import MismatchError, StorageError
+from fleet.federate.admission import Reason
 from fleet.federate.releases import Release, first_release, next_release
 from fleet.har.population import Population
 from fleet.measure.f1 import macro_f1
 from fleet.peft.core import core
 from fleet.peft.head import head
 from server.app import Surroundings, run_rounds
-from server.coordinator import RoundRecord
+from server.coordinator import Refusal, RoundRecord
 from server.rounds import Traffic
 from server.store import RunFolder, read_json
 from simulations.inprocess import InProcessGrid
@@ -222,3 +224,38 @@ def test_a_folder_of_another_method_is_refused(
     with pytest.raises(MismatchError) as refused:
         run_rounds(grid, config, tiny_base, tiny_people, head, RATE, folder, around)
     assert refused.value.code == "other-method"
+
+
+def test_simulated_time_goes_on_from_the_last_evaluation_or_the_close_of_its_round(
+    tmp_path: Path,
+) -> None:
+    now = [7.25]
+    folder = RunFolder(tmp_path, clock=lambda: now[0])
+    assert folder.reached_at_s() == 0.0
+    folder.publish(make_record(1), make_release(1), Traffic())
+    assert folder.reached_at_s() == 1.0
+    folder.keep_evaluation(1, "", {})
+    assert folder.reached_at_s() == 7.25
+    folder.publish(make_record(2), make_release(2), Traffic())
+    assert folder.reached_at_s() == 1.0
+
+
+def test_without_a_simulated_clock_an_evaluation_has_no_time(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.keep_evaluation(0, "", {})
+    assert "at_s" not in (folder.evaluation(0) or {})
+
+
+def test_late_answers_are_kept_beside_the_refusals(tmp_path: Path) -> None:
+    late = (Refusal("b", Reason.late, "answered round 1, 9 s after it had closed"),)
+    folder = RunFolder(tmp_path)
+    folder.publish(replace(make_record(1), late=late), make_release(1), Traffic())
+    (kept,) = folder.rounds()
+    assert (kept["refused"], kept["late"][0]["reason"]) == ([], "late")
+
+
+def test_the_abandoned_tries_are_read_back(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.publish(make_record(1, released=False), None, Traffic())
+    folder.publish(make_record(1), make_release(1), Traffic())
+    assert [each["round"] for each in folder.abandoned()] == [1]

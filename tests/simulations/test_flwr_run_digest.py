@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fleet.federate.releases import load_release
+from simulations.engines import Engine
 from simulations.progress import Silent
 from simulations.simulate import Run, open_run, simulate
 from tests.flower_processes import Setting, flower_simulation
@@ -23,7 +24,7 @@ def test_flwr_run_ends_in_the_release_of_the_in_process_simulation(
 ) -> None:
     # No base is given: both sides train one, so that the whole way is compared.
     config = make_config(rounds=ROUNDS, base="", base_epochs=1, out=str(tmp_path / "here"))
-    report = simulate(open_run(Run(config, ("core",), {}), resume=False), Silent())
+    report = simulate(open_run(Run(config, ("core",), {}, Engine.loop), resume=False), Silent())
     out = tmp_path / "flwr"
     run_config: dict[str, Setting] = {**config.for_flower(), "out": str(out)}
     with flower_simulation({"OMP_NUM_THREADS": "1"}) as simulation:

@@ -21,7 +21,7 @@ from simulations.benchmarks.peft.grid import (
     read_grid,
 )
 
-EXPERIMENTS = sorted((Path(__file__).parents[2] / "simulations" / "experiments").glob("*.toml"))
+EXPERIMENTS = sorted((Path(__file__).parents[2] / "simulations" / "experiments").glob("peft*.toml"))
 PEOPLE = {"one": (7, 3, 5, 1), "two": (2, 9, 4, 8)}
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
@@ -15,7 +18,7 @@ from fleet.adapt.frames import Frame
 from fleet.adapt.lean.module import LeanAttached, attach_lean
 from fleet.adapt.lean.tape import Tape
 from fleet.adapt.state import CoreState
-from fleet.errors import ModelError
+from fleet.errors import MismatchError, ModelError
 
 __all__ = ["CohortNetwork", "attach_cohort"]
 
@@ -44,6 +47,26 @@ class CohortNetwork:
     def parameters(self) -> Mapping[str, torch.Tensor]:
         """What is trained by entry name, ``(devices, *shape)`` each."""
         return self._stacks.values
+
+    def begin(self, state: CoreState) -> None:
+        """Let every device start from ``state`` from the next :meth:`restart` on.
+
+        Nothing else of the network depends on where devices start, so one serves a whole run.
+
+        Raises:
+            MismatchError: ``wrong-layout`` when the state names or shapes its entries otherwise.
+        """
+        if state.layout != self.start.layout:
+            raise MismatchError(
+                "wrong-layout", "the state's entries are not those that this network trains", ""
+            )
+        values = {}
+        for name, array in state.arrays.items():
+            value = torch.from_numpy(np.array(array)).to(self.place, self.dtype)
+            origin = self._attached.origin.get(name)
+            values[name] = value if origin is None else origin.to(value) + value
+        self._stacks.begin(values)
+        self.start = CoreState.of(self._moved(values))
 
     def restart(self, devices: int) -> None:
         """Put ``devices`` devices at the start; :attr:`parameters` are new tensors afterwards."""
@@ -84,16 +107,21 @@ class CohortNetwork:
 
     def states(self) -> list[CoreState]:
         """Return where each device is now, relative to the base."""
-        arrays = {}
-        for name, stack in self.parameters.items():
-            origin = self._attached.origin.get(name)
-            moved = stack if origin is None else stack - origin.to(stack)
-            arrays[name] = moved.cpu().numpy()
+        arrays = self._moved(self.parameters)
         count = min((len(stack) for stack in arrays.values()), default=self._stacks.running)
         return [
             CoreState.of({name: stack[device] for name, stack in arrays.items()})
             for device in range(count)
         ]
+
+    def _moved(self, values: Mapping[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
+        """Return values relative to the base, which cores start from at zero."""
+        found = {}
+        for name, value in values.items():
+            origin = self._attached.origin.get(name)
+            moved = value if origin is None else value - origin.to(value)
+            found[name] = moved.cpu().numpy()
+        return found
 
     def finite(self) -> torch.Tensor:
         """Return ``(devices,)`` booleans: whether a device's entries all are finite."""

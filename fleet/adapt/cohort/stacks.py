@@ -21,14 +21,17 @@ class Stacks:
     """
 
     def __init__(self, start: Mapping[str, torch.Tensor], devices: int) -> None:
-        self._start = dict(start)
+        self.begin(start)
         self.restart(devices)
+
+    def begin(self, start: Mapping[str, torch.Tensor]) -> None:
+        """Let every device start elsewhere from the next :meth:`restart` on."""
+        self._start = {name: value.detach() for name, value in start.items()}
 
     def restart(self, devices: int) -> None:
         """Put ``devices`` devices at the start; what was trained before is forgotten."""
         self.values = {
-            name: value.detach().expand(devices, *value.shape).clone()
-            for name, value in self._start.items()
+            name: value.expand(devices, *value.shape).clone() for name, value in self._start.items()
         }
         self.run(0, devices)
 

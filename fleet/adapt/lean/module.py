@@ -8,7 +8,7 @@ autograd; what is kept between the two passes is a small part.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from fleet.adapt.attach import Attached, attach
 from fleet.adapt.fold import Convolution
 from fleet.adapt.frames import Frame
+from fleet.adapt.lean.convolution import Convolve
 from fleet.adapt.lean.graph import Refused, build
 from fleet.adapt.lean.layout import channels_last
 from fleet.adapt.lean.tape import Record, Tape, saved_bytes
@@ -62,6 +63,8 @@ class LeanNetwork(nn.Module):
         parameters: Its trainable parameters by entry name.
         slice_windows: Windows that run together; None for :data:`SLICE_WINDOWS` on a CPU and the
             whole batch elsewhere. The results do not depend on it.
+        quick: Whether frozen kernels that suit run with fewer products, equal up to rounding; see
+            :class:`fleet.adapt.lean.convolution.Convolve`. Then not for use from many threads.
     """
 
     def __init__(
@@ -69,6 +72,8 @@ class LeanNetwork(nn.Module):
         network: nn.Module,
         parameters: Mapping[str, nn.Parameter],
         slice_windows: int | None = None,
+        *,
+        quick: bool = False,
     ) -> None:
         super().__init__()
         if slice_windows is not None and slice_windows < 1:
@@ -83,7 +88,8 @@ class LeanNetwork(nn.Module):
         self._refused = ""
         self._noise = torch.Generator().manual_seed(0)
         try:
-            self._tape = build(network, self._entries)
+            tape = build(network, self._entries)
+            self._tape = _quickened(tape) if quick else tape
         except Refused as refused:
             self._refused = str(refused)
         self.eval()
@@ -135,6 +141,15 @@ class LeanNetwork(nn.Module):
 
     def _mask_source(self) -> torch.Generator | None:
         return self._noise if self.training else None
+
+
+def _quickened(tape: Tape) -> Tape:
+    """Return the same operations, frozen kernels with fewer products."""
+    quick = (
+        replace(step, op=replace(step.op, quick=True)) if isinstance(step.op, Convolve) else step
+        for step in tape.steps
+    )
+    return Tape(tuple(quick), tape.output)
 
 
 class _Run(torch.autograd.Function):

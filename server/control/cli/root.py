@@ -36,7 +36,9 @@ SUMMARIES = {
     "data": "List, inspect and convert data sets.",
     "plan": "Choose the rank of each layer for a budget of bytes.",
     "release": "List, show, compare, verify and merge releases.",
+    "report": "Report a sweep, or runs beside each other.",
     "simulate": "Let a fleet of people learn from their own sensor data (the main job).",
+    "sweep": "Run every combination of some values, in parallel, resumable.",
 }
 
 

@@ -1,29 +1,37 @@
-"""The side ``cohort``: the job of ``fleet simulate --engine cohort``, in a process of its own.
-
-    python -m simulations.benchmarks.simulate.cohort WORK.json OUT
-
-It stands beside the command line only because the command has no flag for the evaluation schedule;
-everything else, report and plots included, is that command's work.
-"""
+"""The side ``cohort``: ``fleet simulate`` as a user types it, with results, report and plots."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from simulations.benchmarks.simulate.work import read_work
-from simulations.engines import Engine
-from simulations.progress import Silent
-from simulations.simulate import Run, open_run, simulate
+from fleet.config import RunConfig
+from fleet.errors import InputError
+from simulations.benchmarks.simulate.work import Work
 
-__all__ = ["main"]
+__all__ = ["words"]
 
-
-def main(work: Path, out: Path) -> None:
-    """Run the workload on the cohort engine and leave its run folder in ``out``."""
-    config = read_work(work).config.model_copy(update={"out": str(out)})
-    simulate(open_run(Run(config, ("core",), {}, Engine.cohort), resume=False), Silent())
+# What the command line says by other flags, or not at all.
+SAID_OTHERWISE = {"out", "method", "learning_rate"}
+NO_FLAG = {"fleet_fraction", "train_fraction", "quorum", "weight_cap"}
 
 
-if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+def words(work: Work, out: Path) -> tuple[str, ...]:
+    """Return the command's words after ``fleet``.
+
+    Raises:
+        InputError: ``bad-recipe`` for a setting that the command has no flag for.
+    """
+    found = ["simulate", "--methods", "core", "--rate", f"core={work.config.learning_rate}"]
+    defaults = RunConfig()
+    for name, value in work.config.model_dump(mode="json").items():
+        if name in SAID_OTHERWISE or value == getattr(defaults, name):
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if name in NO_FLAG:
+            raise InputError(
+                "bad-recipe",
+                f"fleet simulate has no flag {flag}, which the recipe sets to {value}",
+                "Leave it out of the recipe.",
+            )
+        found += [flag, str(value)]
+    return (*found, "--out", str(out))

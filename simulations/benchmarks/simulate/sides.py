@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from server.flower import QUIET_ENVIRONMENT
+from simulations.benchmarks.simulate import cohort
 from simulations.benchmarks.simulate.outcome import Outcome, of_run_folder, read_outcome
 from simulations.benchmarks.simulate.processes import Command
 from simulations.benchmarks.simulate.work import Work
@@ -61,7 +62,7 @@ class Side:
 
 @contextlib.contextmanager
 def _cohort(work: Work, out: Path, around: Surroundings) -> Iterator[Command]:
-    yield Command((sys.executable, "-m", f"{HERE}.cohort", str(work.path), str(out)), {})
+    yield Command((str(Path(sys.executable).parent / "fleet"), *cohort.words(work, out)), {})
 
 
 def _loop(method: str) -> Callable[..., contextlib.AbstractContextManager[Command]]:

@@ -6,9 +6,11 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -18,11 +20,13 @@ from clients.agent.simulated import learner_of
 from fleet.adapt.base import load_base
 from fleet.adapt.network import folded_network
 from fleet.adapt.state import CoreState
+from fleet.config import RunConfig
 from fleet.errors import InputError, RoundError
 from fleet.federate.records import Plan
 from fleet.files import write_json
 from fleet.har.sources import BUILT_IN
 from fleet.peft.registry import find
+from server.control.cli import root
 from server.store import RunFolder
 from simulations.benchmarks.simulate import cohort, loop, processes
 from simulations.benchmarks.simulate.measure import measure
@@ -79,8 +83,7 @@ def plan_of(work: Work, method: str, number: int, state: CoreState) -> Plan:
 @pytest.fixture(scope="module")
 def cohort_run(work: Work) -> Path:
     out = work.folder / "toy-cohort"
-    out.mkdir()
-    cohort.main(work.path, out)
+    assert root.run(list(cohort.words(work, out))) == 0
     return out / "core"
 
 
@@ -195,7 +198,8 @@ def test_every_side_is_a_command_of_its_own(work: Work) -> None:
     assert commands["loop-core"].words[-4:] == ("core", str(work.path), "/out", "2")
     assert commands["pfl"].words[0] == "/pfl/bin/python"
     assert "--nproc-per-node=2" in commands["pfl"].words
-    for name in ("cohort", "loop-full", "loop-core"):
+    assert commands["cohort"].words[1:4] == ("simulate", "--methods", "core")
+    for name in ("loop-full", "loop-core"):
         assert commands[name].words[0] == sys.executable
         assert commands[name].environment == {}
 
@@ -396,3 +400,17 @@ def test_the_command_runs_a_side_and_prints_the_documented_record(
     assert {"seconds", "seconds_per_round", "peak_bytes"} <= data["sides"]["loop-full"].keys()
     assert data["sides"]["loop-full"]["seconds"] > 0
     assert {"command", "machine", "versions", "work"} <= data.keys()
+
+
+def test_a_setting_without_a_flag_is_refused(work: Work) -> None:
+    config = work.config.model_copy(update={"weight_cap": 7})
+    with pytest.raises(InputError, match="no flag --weight-cap"):
+        cohort.words(replace(work, config=config), Path("out"))
+
+
+def test_every_other_setting_has_its_flag(work: Work) -> None:
+    command = root.root.get_command(click.Context(root.root), "simulate")
+    assert command is not None
+    flags = {option.name for option in command.params}
+    known = set(RunConfig.model_fields) - cohort.SAID_OTHERWISE
+    assert known - flags == cohort.NO_FLAG

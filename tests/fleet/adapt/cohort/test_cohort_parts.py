@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from fleet.adapt.attach import attach
 from fleet.adapt.cohort.evaluate import evaluate_cohort
 from fleet.adapt.cohort.network import attach_cohort
 from fleet.adapt.cohort.stacks import Stacks
+from fleet.adapt.cohort.train import train_cohort
 from fleet.adapt.cohort.work import DeviceWork, step_batch
 from fleet.adapt.core_layer import CoreLayer
 from fleet.adapt.fold import ChannelAffine
@@ -17,7 +20,7 @@ from fleet.adapt.frames import FrameKind, make_frame
 from fleet.adapt.state import CoreState
 from fleet.adapt.train import predict
 from fleet.errors import MismatchError, ModelError
-from tests.fleet.adapt.cohort.fleets import SIZES, bench, fleet, network_of, work
+from tests.fleet.adapt.cohort.fleets import SIZES, Bench, bench, flat, fleet, network_of, work
 from tests.fleet.adapt.lean.networks import CHANNELS, CLASSES, WINDOW, windows
 
 
@@ -111,6 +114,30 @@ def test_every_device_starts_at_the_state_and_again_after_a_restart() -> None:
             stack[1] += 1.0
         assert len({state.digest for state in cohort.states()}) == 2
         cohort.restart(5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_beginning_elsewhere_is_the_same_as_being_attached_there(dtype: torch.dtype) -> None:
+    tried = bench("small-cnn", "core+head")
+    there = tried.state + tried.state
+    network = tried.cohort(dtype)
+    network.begin(there)
+    fresh = Bench(tried.network, tried.frames, there).cohort(dtype)
+    assert network.start.digest == fresh.start.digest
+    network.restart(len(SIZES))
+    assert [s.digest for s in network.states()] == [s.digest for s in fresh.states()]
+    works = fleet()
+    how: Any = {"optimiser": "sgd", "learning_rate": 0.1}
+    for one, other in zip(
+        train_cohort(network, works, **how), train_cohort(fresh, works, **how), strict=True
+    ):
+        assert flat(one).tobytes() == flat(other).tobytes()
+
+
+def test_a_state_of_other_entries_is_no_beginning() -> None:
+    other = bench("small-cnn", "head").state
+    with pytest.raises(MismatchError, match="not those that this network trains"):
+        bench("small-cnn", "core").cohort().begin(other)
 
 
 def test_a_window_without_weight_changes_nothing_and_is_not_modified() -> None:
