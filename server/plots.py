@@ -26,7 +26,12 @@ COLOURS = {
 }
 OTHER = "#555555"
 DOTS_PER_INCH = 130
-LARGEST_ROWS = 100
+# Devices that have a row and a name each; more are drawn side by side, without names.
+LARGEST_NAMED = 32
+LARGEST_DRAWN = 1000
+# Inches around the axes. Working them out from the texts would draw everything twice.
+LEFT, RIGHT, BOTTOM, TOP = 0.75, 0.2, 0.55, 0.3
+NAMES = 1.15
 
 
 def plot_curves(methods: Mapping[str, Sequence[Evaluation]], path: Path) -> None:
@@ -65,12 +70,16 @@ def plot_curves(methods: Mapping[str, Sequence[Evaluation]], path: Path) -> None
 def plot_devices(before: Evaluation, after: Mapping[str, Evaluation], path: Path) -> None:
     """Draw each device's own macro-F1 before and after, devices in order of before.
 
-    Of more than :data:`LARGEST_ROWS` devices some are drawn, evenly spaced from worst to best.
+    Up to :data:`LARGEST_NAMED` devices have a row each, more lie side by side; of more than
+    :data:`LARGEST_DRAWN` some are drawn, evenly spaced from worst to best.
     """
     devices = [d for d, e in before["devices"].items() if e["macro_f1"] is not None]
     devices.sort(key=lambda device: before["devices"][device]["macro_f1"])
-    devices = devices[:: max(1, -(-len(devices) // LARGEST_ROWS))]
-    figure, axes = _canvas(6.4, max(2.4, 0.3 * len(devices) + 1.2))
+    if len(devices) > LARGEST_NAMED:
+        devices = devices[:: -(-len(devices) // LARGEST_DRAWN)]
+        _many_devices(devices, before, after, path)
+        return
+    figure, axes = _canvas(6.4, max(2.4, 0.3 * len(devices) + 1.2), left=NAMES, top=0.45)
     rows = range(len(devices))
     start = [before["devices"][d]["macro_f1"] for d in devices]
     # Methods stand a little apart within a row, so that equal scores do not hide each other.
@@ -79,13 +88,33 @@ def plot_devices(before: Evaluation, after: Mapping[str, Evaluation], path: Path
         end = [evaluation["devices"].get(d, {}).get("macro_f1") for d in devices]
         colour = COLOURS.get(name, OTHER)
         if len(after) == 1:
-            for row, (a, b) in enumerate(zip(start, end, strict=True)):
-                axes.plot([a, b if b is not None else a], [row, row], color=colour, alpha=0.35)
+            moved = [a if b is None else b for a, b in zip(start, end, strict=True)]
+            axes.hlines(rows, start, moved, color=colour, alpha=0.35)
         known = [(e, r + step) for e, r in zip(end, rows, strict=True) if e is not None]
         axes.scatter([k[0] for k in known], [k[1] for k in known], s=18, color=colour, label=name)
     axes.scatter(start, rows, s=22, facecolors="none", edgecolors="#333333", label="before")
     axes.set_yticks(list(rows), devices, fontsize=7)
     axes.set_xlabel("macro-F1 on the device's own test windows")
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, fontsize=8)
+    _write(figure, path)
+
+
+def _many_devices(
+    devices: Sequence[str], before: Evaluation, after: Mapping[str, Evaluation], path: Path
+) -> None:
+    figure, axes = _canvas(6.4, 4.2, top=0.45)
+    ranks = range(len(devices))
+    for name, evaluation in after.items():
+        end = [evaluation["devices"].get(d, {}).get("macro_f1") for d in devices]
+        known = [(r, e) for r, e in zip(ranks, end, strict=True) if e is not None]
+        colour = COLOURS.get(name, OTHER)
+        axes.scatter(
+            [k[0] for k in known], [k[1] for k in known], s=10, alpha=0.7, color=colour, label=name
+        )
+    start = [before["devices"][d]["macro_f1"] for d in devices]
+    axes.plot(ranks, start, color="#333333", linewidth=1.2, label="before")
+    axes.set_xlabel("devices, from the worst before to the best")
+    axes.set_ylabel("macro-F1 on its own test windows")
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, fontsize=8)
     _write(figure, path)
 
@@ -111,8 +140,13 @@ def plot_bytes(methods: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     _write(figure, path)
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _canvas(
+    width: float, height: float, *, left: float = LEFT, top: float = TOP
+) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(
+        left=left / width, right=1 - RIGHT / width, bottom=BOTTOM / height, top=1 - top / height
+    )
     axes = figure.subplots()
     assert isinstance(axes, Axes)
     axes.grid(alpha=0.25)

@@ -8,7 +8,6 @@ from fleet.adapt.base import Base
 from fleet.config import RunConfig
 from fleet.federate.releases import Release
 from fleet.files import write_json
-from server.plots import plot_curves, plot_devices
 from server.store import RunFolder
 
 __all__ = ["scores_of", "summary_of", "write_results"]
@@ -46,9 +45,15 @@ def summary_of(folder: RunFolder, release: Release, rate: float) -> dict[str, An
 
 
 def write_results(
-    folder: RunFolder, config: RunConfig, base: Base, release: Release, rate: float
+    folder: RunFolder,
+    config: RunConfig,
+    base: Base,
+    release: Release,
+    rate: float,
+    *,
+    plots: bool = True,
 ) -> dict[str, Any]:
-    """Write ``metrics.json`` and plots of one method into its folder; return the metrics."""
+    """Write ``metrics.json`` of one method into its folder, and plots; return the metrics."""
     evaluations = folder.evaluations()
     metrics = {
         "config": config.model_dump(mode="json"),
@@ -59,7 +64,10 @@ def write_results(
         "evaluations": evaluations,
     }
     write_json(folder.folder / "metrics.json", metrics)
-    if evaluations:
+    if evaluations and plots:
+        # Only what draws waits for the drawing library.
+        from server.plots import plot_curves, plot_devices
+
         name = release.method
         plot_curves({name: evaluations}, folder.folder / "plots" / "f1-by-round.png")
         plot_devices(

@@ -109,7 +109,8 @@ def _over(grid: InProcessGrid | CohortGrid, job: Job, progress: Progress) -> dic
         grid, config, job.base, job.population, find(name), job.rate, folder, around
     )
     save_merged(job.base, release, folder.folder / "merged.safetensors")
-    write_results(folder, config, job.base, release, job.rate)
+    # The run's report has the plots of all methods.
+    write_results(folder, config, job.base, release, job.rate, plots=False)
     summary = summary_of(folder, release, job.rate)
     if field is not None:
         summary["field"] = account_for(field, fleet, folder, config.target_f1)

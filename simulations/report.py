@@ -9,7 +9,6 @@ from typing import Any
 from fleet.adapt.base import Base
 from fleet.files import write_json, write_text
 from fleet.har.population import Population
-from server.plots import plot_bytes, plot_curves, plot_devices
 from server.store import RunFolder
 from simulations.traces.table import field_cells, field_headings
 from simulations.versions import machine, versions
@@ -71,6 +70,9 @@ def _in_the_field(report: Mapping[str, Any]) -> list[str]:
 
 
 def _plots(folder: Path, summaries: Summaries) -> None:
+    # Only what draws waits for the drawing library.
+    from server.plots import plot_bytes, plot_curves, plot_devices
+
     evaluations = {name: RunFolder(folder / name).evaluations() for name in summaries}
     evaluated = {name: found for name, found in evaluations.items() if found}
     if evaluated:

@@ -6,8 +6,11 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fleet.errors import DataError
 from fleet.har import checks, hapt, motionsense, synthetic, usc_had
@@ -120,7 +123,7 @@ def find(name_or_path: str) -> DataSet:
             download that must be converted first; or what reading the file brings to light.
     """
     if name_or_path in BUILT_IN:
-        return BUILT_IN[name_or_path]()
+        return _generated(name_or_path)
     path = Path(name_or_path)
     if path.suffix in (".npz", ".json") or Path(f"{path}.npz").is_file():
         return read(path)
@@ -141,6 +144,16 @@ def find(name_or_path: str) -> DataSet:
         f" {', '.join(source.name for source in available())} (looked in: {places})",
         f"Give the path of a .npz file, or set {ENVIRONMENT} to the folder that holds it.",
     )
+
+
+@lru_cache(maxsize=1)
+def _generated(name: str) -> DataSet:
+    """Generate a data set once; as of a file, nobody may write into its arrays."""
+    dataset = BUILT_IN[name]()
+    for value in vars(dataset).values():
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
+    return dataset
 
 
 def default_name() -> str:

@@ -22,7 +22,7 @@ def words(work: Work, out: Path) -> tuple[str, ...]:
         InputError: ``bad-recipe`` for a setting that the command has no flag for.
     """
     found = ["simulate", "--methods", "core", "--rate", f"core={work.config.learning_rate}"]
-    defaults = RunConfig()
+    defaults = RunConfig.parse({})
     for name, value in work.config.model_dump(mode="json").items():
         if name in SAID_OTHERWISE or value == getattr(defaults, name):
             continue

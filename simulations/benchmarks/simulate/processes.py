@@ -21,7 +21,7 @@ from typing import IO
 
 from fleet.errors import RoundError
 
-__all__ = ["MEMORY", "Command", "Finished", "execute", "processes_of"]
+__all__ = ["MARKER", "MEMORY", "Command", "Finished", "end", "execute", "processes_of"]
 
 MARKER = "COREFLEET_BENCH_RUN"
 MEMORY = "largest sum of PSS over all processes of a side, sampled from /proc"
@@ -83,7 +83,7 @@ def execute(command: Command, cwd: Path, log: Path, timeout_s: float) -> Finishe
         text = f"{command.words[0]} took more than {timeout_s:g} s; see {log}"
         raise RoundError("side-timeout", text) from error
     finally:
-        _end(run)
+        end(run)
     return Finished(code, seconds, memory.peak_bytes)
 
 
@@ -175,8 +175,12 @@ def _pss_bytes(pid: int) -> int:
     return next((int(each.split()[1]) * 1024 for each in lines if each.startswith("Pss:")), 0)
 
 
-def _end(run: str) -> None:
-    """End a run's processes, politely first."""
+def end(run: str) -> None:
+    """End a run's processes, politely first.
+
+    Raises:
+        RoundError: ``side-outlives`` when one cannot be ended.
+    """
     until = time.monotonic() + END_TIMEOUT_S
     number = signal.SIGTERM
     while alive := processes_of(run):
