@@ -11,15 +11,27 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from server.control.cli.render import progress_console
 
-__all__ = ["Display"]
+__all__ = ["Display", "Speed"]
+
+
+class Speed(ProgressColumn):
+    """Steps per second; of a federated method a step is a device that answered."""
+
+    def render(self, task: Task) -> Text:
+        """Return the speed of late, nothing while it is unknown or below one."""
+        speed = task.finished_speed or task.speed or 0.0
+        return Text(f"{speed:.0f}/s" if speed >= 1 else "")
 
 
 class Display:
@@ -39,6 +51,7 @@ class Display:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            Speed(),
             TextColumn("{task.fields[note]}"),
             console=self._console,
             disable=not self._live,
