@@ -78,10 +78,10 @@ def report(
 def table(console: Console, findings: Findings) -> None:
     """Draw the mean over seeds of each group, and the cells that have no result."""
     from simulations.sweep.findings import label
-    from simulations.sweep.table import COLUMNS, summary_rows
+    from simulations.sweep.table import columns, summary_rows
 
     done = len({entry.cell for entry in findings.entries})
-    heads = [*findings.axes, *COLUMNS]
+    heads = [*findings.axes, *columns(findings)]
     lines = [
         [*(label({a: row.values[a]}).partition(" ")[2] for a in findings.axes), *row.cells()]
         for row in summary_rows(findings)

@@ -39,7 +39,7 @@ __all__ = ["DEVICES_AT_ONCE", "MAX_QUEUED_MESSAGES", "CohortGrid"]
 # A message that waits takes about 2 kB besides its records, which it shares.
 MAX_QUEUED_MESSAGES = 100_000
 # Devices per call of the fleet: progress is shown and interrupts land between two calls.
-DEVICES_AT_ONCE = 64
+DEVICES_AT_ONCE = 256
 # One round sends few distinct contents; more would only hold memory.
 MAX_KNOWN_CONTENTS = 8
 # Kinds of message that one call of the fleet answers for many devices.
