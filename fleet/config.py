@@ -14,6 +14,11 @@ from fleet.federate.records import problems_of
 __all__ = ["RunConfig"]
 
 
+WAIT_S = 120.0
+# The fleet of a night may be too few devices on one night, hardly on two.
+WAIT_WITH_TRACE_S = 2 * 86_400.0
+
+
 class RunConfig(BaseModel):
     """Everything that decides the outcome of a run, and where it is written.
 
@@ -56,7 +61,8 @@ class RunConfig(BaseModel):
         cohort: Devices per round; 0 for all.
         quorum: Accepted updates that a round needs; 0 for half of the cohort.
         deadline_s: Seconds from the push of a plan to the close of its round.
-        wait_s: Seconds to wait for enough devices before giving up.
+        wait_s: Seconds to wait for enough devices before giving up; 0: two minutes, and two days
+            with a trace, whose devices sleep.
         weight_cap: Largest weight of one device, in windows.
         evaluate_every: Rounds between evaluations; the first and last are always evaluated.
         evaluate_devices: Devices that are evaluated, the same at every evaluation while they are
@@ -99,7 +105,7 @@ class RunConfig(BaseModel):
     cohort: int = Field(0, ge=0)
     quorum: int = Field(0, ge=0)
     deadline_s: float = Field(600.0, gt=0)
-    wait_s: float = Field(120.0, gt=0)
+    wait_s: float = Field(0.0, ge=0)
     weight_cap: int = Field(4096, ge=1, le=4096)
     evaluate_every: int = Field(1, ge=1)
     evaluate_devices: int = Field(0, ge=0)
@@ -120,6 +126,11 @@ class RunConfig(BaseModel):
                 f"the run configuration breaks a rule: {problems_of(error)}",
                 "The keys and their ranges are listed in docs/run-config.md.",
             ) from error
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds to wait for enough devices before giving up."""
+        return self.wait_s or (WAIT_WITH_TRACE_S if self.trace else WAIT_S)
 
     def for_flower(self) -> dict[str, bool | int | float | str]:
         """Return the values as Flower's run config spells them."""

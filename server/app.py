@@ -179,7 +179,7 @@ def rules_of(config: RunConfig, population: Population) -> Rules:
         cohort=config.cohort,
         quorum=config.quorum,
         deadline_s=config.deadline_s,
-        wait_s=config.wait_s,
+        wait_s=config.patience_s,
         seed=config.seed,
     )
 

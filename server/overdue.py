@@ -12,7 +12,7 @@ from server.events import Event, Late
 __all__ = ["Overdue"]
 
 # Answers that are listened for at a time, and that wait to be recorded.
-LARGEST_OVERDUE = 1000
+LARGEST_OVERDUE = 10_000
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from simulations.inprocess import InProcessGrid
     from simulations.traces.field import Field
 
-__all__ = ["Engine", "make_grid", "trace_refused"]
+__all__ = ["LARGEST_WORKERS", "Engine", "check_engine", "make_grid", "trace_refused"]
+
+# Each worker holds a chunk's windows and activations, a few megabytes.
+LARGEST_WORKERS = 64
 
 
 class Engine(str, Enum):
@@ -94,15 +97,54 @@ def _fleet(
         from simulations.cohort.batched import BatchedFleet
 
         return BatchedFleet(run_config, workers)
-    if find_spec("ray") is None:
-        raise UnavailableError(
-            "extra-missing",
-            "--engine ray-cohort needs Ray, which is not installed",
-            "Install it: pip install 'corefleet[sim]', on Python 3.11 or later.",
-        )
+    _need_ray(engine)
     from simulations.cohort.ray_fleet import RayFleet
 
     return RayFleet(run_config, ray_address, workers)
+
+
+def check_engine(engine: Engine, workers: int, ray_address: str, trace: str) -> None:
+    """Refuse what an engine cannot do, before anything is computed for it.
+
+    Args:
+        engine: Which one.
+        workers: See :func:`make_grid`.
+        ray_address: See :func:`make_grid`.
+        trace: The run's trace; empty for none.
+
+    Raises:
+        InputError: ``trace-engine``, ``workers`` or ``ray-address``.
+        UnavailableError: ``extra-missing`` when the engine needs Ray and there is none.
+    """
+    if trace and not engine.timed:
+        raise trace_refused(engine)
+    if workers and not engine.timed:
+        raise InputError(
+            "workers",
+            f"the engine {engine.value} has no workers to be counted, but {workers} were asked for",
+            "Leave out --workers.",
+        )
+    if not 0 <= workers <= LARGEST_WORKERS:
+        raise InputError(
+            "workers", f"from 1 to {LARGEST_WORKERS} workers may train, or 0, not {workers}", ""
+        )
+    if ray_address and engine is not Engine.ray_cohort:
+        raise InputError(
+            "ray-address",
+            f"the engine {engine.value} uses no cluster of a given address",
+            "Add --engine ray-cohort.",
+        )
+    if engine in (Engine.ray, Engine.ray_cohort):
+        _need_ray(engine)
+
+
+def _need_ray(engine: Engine) -> None:
+    if find_spec("ray") is None:
+        raise UnavailableError(
+            "extra-missing",
+            f"--engine {engine.value} needs Ray, which is not installed",
+            "Install it: pip install 'corefleet[sim]', on Python 3.11 or later.",
+        )
 
 
 def trace_refused(engine: Engine) -> InputError:

@@ -60,7 +60,7 @@ def flwr_run(
         )
     folder.folder.mkdir(parents=True, exist_ok=True)
     log = folder.folder / "flwr.log"
-    limit_s = START_S + (config.rounds + 1) * (config.wait_s + 2 * config.deadline_s)
+    limit_s = START_S + (config.rounds + 1) * (config.patience_s + 2 * config.deadline_s)
     # Ray's sockets lie in here, and a socket's path has at most 107 bytes.
     with tempfile.TemporaryDirectory(prefix="fleet-", ignore_cleanup_errors=True) as home:
         command = flwr_command(placed(config), Path(home), devices, cpus)

@@ -38,7 +38,7 @@ from server.prepare import check_feasible, obtain_base
 from server.rehearsal import Rehearsal, rehearsal_base
 from server.results import SCORES
 from server.store import RunFolder, read_json
-from simulations.engines import Engine, trace_refused
+from simulations.engines import Engine, check_engine
 from simulations.federated import Job
 from simulations.federated import federated as _federated
 from simulations.local import adapt_all
@@ -95,8 +95,9 @@ def open_run(run: Run, *, resume: bool) -> Run:
     """Return the run to do: a new one, or the one that the folder holds.
 
     Raises:
-        InputError: ``unknown-method``, ``trace-engine``, ``out-in-use`` (a run is there and
-            ``resume`` was not asked) or ``nothing-to-resume``.
+        InputError: ``unknown-method``, ``target-f1``, ``out-in-use`` (a run is there and ``resume``
+            was not asked), ``nothing-to-resume``, or what the engine cannot do.
+        UnavailableError: When the engine is not installed.
     """
     unknown = [m for m in (*run.methods, *run.rates) if m not in METHOD_NAMES]
     if unknown or not run.methods:
@@ -106,15 +107,13 @@ def open_run(run: Run, *, resume: bool) -> Run:
             f"known: {', '.join(METHOD_NAMES)}",
             "Name them with --methods core,head,full,local.",
         )
-    if run.config.trace and not run.engine.timed:
-        raise trace_refused(run.engine)
     path = run.folder / "run.json"
     if not path.exists():
         if resume:
             raise InputError(
                 "nothing-to-resume", f"{run.folder} holds no run", "Leave out --resume."
             )
-        return run
+        return _possible(run)
     if not resume:
         raise InputError(
             "out-in-use",
@@ -128,11 +127,24 @@ def open_run(run: Run, *, resume: bool) -> Run:
         # Runs of before there was a choice have none.
         engine = Engine(kept.get("engine", Engine.loop))
         here = (run.workers, run.ray_address)
-        return Run(config, tuple(kept["methods"]), dict(kept["rates"]), engine, *here)
+        begun = Run(config, tuple(kept["methods"]), dict(kept["rates"]), engine, *here)
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(
             "run-damaged", f"{path} is no whole record of a run ({error})", "Start a new run."
         ) from error
+    return _possible(begun)
+
+
+def _possible(run: Run) -> Run:
+    """Return a run that its engine can do."""
+    if run.config.target_f1 and not run.config.trace:
+        raise InputError(
+            "target-f1",
+            "the hours to a macro-F1 are simulated, which needs a trace",
+            "Add --trace, for example --trace nightly.",
+        )
+    check_engine(run.engine, run.workers, run.ray_address, run.config.trace)
+    return run
 
 
 def simulate(run: Run, progress: Progress) -> dict[str, Any]:

@@ -45,8 +45,6 @@ fleet simulate --devices 200 --cohort 20 --trace nightly --target-f1 0.9
 fleet simulate --out runs/hapt --resume
 """
 
-# The fleet of a night may be too few devices on one night, hardly on two.
-TRACED_WAIT_S = 2 * 86_400.0
 # Flags that change no bit of a result, so that a run may go on with others.
 WHERE = {"workers", "ray_address"}
 # Flags that name what a run is; with --resume they come from the run itself.
@@ -126,9 +124,10 @@ def simulate(
     wait_s: Annotated[
         float,
         typer.Option(
-            help="Seconds to wait for enough devices before giving up; with --trace two days."
+            help="Seconds to wait for enough devices before giving up; 0: 120, with --trace two "
+            "days."
         ),
-    ] = 120.0,
+    ] = 0.0,
     min_devices: Annotated[
         int,
         typer.Option(
@@ -197,9 +196,6 @@ def _run(context: typer.Context, out: Path | None, resume: bool) -> Run:
         return _resumed(context, out)
     if out is None:
         out = Path("runs") / datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-    defaulted = context.get_parameter_source("wait_s") is ParameterSource.DEFAULT
-    if values["trace"] and defaulted:
-        values["wait_s"] = TRACED_WAIT_S
     values["memory_budget"] = bytes_of(values["memory_budget"])
     config = RunConfig.parse(values | {"out": str(out)})
     # The callback has an Engine, the context still its name.

@@ -25,11 +25,10 @@ from simulations.allocator import keep_freed_memory
 from simulations.cohort.chunks import chunks_of, in_order
 from simulations.cohort.fleet import LearnerFleet, RunConfigValues, attempt
 from simulations.cohort.worker import ChunkWorker
+from simulations.engines import LARGEST_WORKERS
 
 __all__ = ["LARGEST_WORKERS", "BatchedFleet", "cores"]
 
-# Each worker holds a chunk's windows and activations, a few megabytes.
-LARGEST_WORKERS = 64
 # Devices that are judged together: a few hundred windows.
 JUDGED_TOGETHER = 8
 

@@ -90,10 +90,14 @@ class Group:
         """Sample standard deviation over seeds; None with fewer than two."""
         return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
+    def known(self, name: str) -> list[float]:
+        """Return a number of the results, e.g. ``bytes_up``, of those that have it, by seed."""
+        found = (getattr(entry.result, name) for entry in self.entries)
+        return [float(value) for value in found if value is not None]
+
     def average(self, name: str) -> float | None:
-        """Return the mean of a number of the results, e.g. ``bytes_up``; None without any."""
-        found = [getattr(entry.result, name) for entry in self.entries]
-        known = [float(value) for value in found if value is not None]
+        """Return the mean of a number of the results; None without any."""
+        known = self.known(name)
         return statistics.fmean(known) if known else None
 
 

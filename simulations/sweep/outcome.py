@@ -64,6 +64,8 @@ class Result:
         seconds: Wall time; of a run that was interrupted, since it was taken up last.
         digest: Of the last release; empty for local-only.
         base_digest: Of the base.
+        hours: Simulated hours to the end of the last round; None without a trace.
+        hours_to_target: Simulated hours to ``target-f1``; None where it was not reached or asked.
         rounds: The way there, ascending.
     """
 
@@ -81,6 +83,8 @@ class Result:
     seconds: float
     digest: str
     base_digest: str
+    hours: float | None
+    hours_to_target: float | None
     rounds: tuple[RoundPoint, ...]
 
 
@@ -103,7 +107,7 @@ def read_result(folder: Path, method: str, base_digest: str) -> Result:
     summary = read_json(folder / method / "summary.json")
     evaluations = {int(e["release"]): e for e in kept.evaluations()}
     records = {int(record["round"]): record for record in kept.rounds()}
-    release = summary["release"]
+    release, field = summary["release"], summary.get("field", {})
     return Result(
         method=method,
         **{name: summary[name] for name in (*SCORES, *TRAFFIC)},
@@ -113,6 +117,8 @@ def read_result(folder: Path, method: str, base_digest: str) -> Result:
         seconds=float(summary["seconds"]),
         digest=release["digest"] if release else "",
         base_digest=base_digest,
+        hours=field.get("hours"),
+        hours_to_target=field.get("hours_to_target"),
         rounds=tuple(
             _point(number, records.get(number), evaluations.get(number))
             for number in sorted({*records, *evaluations})

@@ -8,7 +8,7 @@ from html import escape
 
 from simulations.sweep.figures import Picture, draw
 from simulations.sweep.findings import Findings, label
-from simulations.sweep.table import COLUMNS, Row, summary_rows
+from simulations.sweep.table import Row, columns, summary_rows
 from simulations.versions import machine, versions
 
 __all__ = ["page"]
@@ -75,13 +75,15 @@ def _figure(picture: Picture) -> str:
 
 
 def _summary(findings: Findings) -> str:
-    rows = summary_rows(findings)
-    heads = [(axis, False) for axis in findings.axes] + [(name, True) for name in COLUMNS]
+    rows, shown = summary_rows(findings), columns(findings)
+    heads = [(axis, False) for axis in findings.axes] + [(name, True) for name in shown]
     caption = (
         "Macro-F1 is pooled over devices; ± is one standard deviation over seeds. Bytes are per "
-        "device and round: the packed array."
+        "device and round: the packed array. Hours are simulated; where not all seeds reached the "
+        "target, the mean is over those that did."
     )
-    return _table(caption, heads, (_summary_row(row, findings.axes) for row in rows))
+    lines = (_summary_row(row, findings.axes)[: len(heads)] for row in rows)
+    return _table(caption, heads, lines)
 
 
 def _summary_row(row: Row, axes: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from sqlalchemy import (
 
 __all__ = ["FORMAT", "METADATA", "STATES", "cells", "results", "rounds", "sweep"]
 
-FORMAT = "corefleet.sweep.1"
+FORMAT = "corefleet.sweep.2"
 STATES = ("queued", "running", "done", "failed")
 METADATA = MetaData()
 
@@ -72,6 +72,8 @@ results = Table(
     Column("seconds", Float, nullable=False),
     Column("digest", String, nullable=False),
     Column("base_digest", String, nullable=False),
+    Column("hours", Float),  # simulated, as the next; NULL without a trace
+    Column("hours_to_target", Float),
 )
 
 rounds = Table(

@@ -11,9 +11,9 @@ from typing import Any
 from simulations.sweep.findings import Findings, Group
 from simulations.sweep.recipe import Scalar
 
-__all__ = ["COLUMNS", "Row", "cells_csv", "records", "rounds_csv", "summary_rows"]
+__all__ = ["Row", "cells_csv", "columns", "records", "rounds_csv", "summary_rows"]
 
-COLUMNS = (
+ALWAYS = (
     "seeds",
     "macro-F1",
     "± seeds",
@@ -25,6 +25,7 @@ COLUMNS = (
     "bytes down",
     "s",
 )
+IN_THE_FIELD = ("hours", "hours to F1")
 AVERAGES = {
     "macro_f1_devices_mean": ".3f",
     "macro_f1_devices_worst_decile": ".3f",
@@ -34,6 +35,7 @@ AVERAGES = {
     "bytes_down": ",.0f",
     "seconds": ",.1f",
 }
+FIELD_AVERAGES = ("hours", "hours_to_target")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,10 @@ class Row:
         seeds: How many entries have a score.
         macro_f1: Mean of the final pooled macro-F1.
         macro_f1_std: Its sample standard deviation over seeds; None with fewer than two.
-        averages: Means of the other numbers of :class:`~simulations.sweep.outcome.Result`.
+        averages: Means of the other numbers of :class:`~simulations.sweep.outcome.Result`; of the
+            hours to a target over the entries that reached it.
+        reached: How many entries did.
+        entries: How many there are.
     """
 
     values: Mapping[str, Scalar]
@@ -53,12 +58,21 @@ class Row:
     macro_f1: float | None
     macro_f1_std: float | None
     averages: Mapping[str, float | None]
+    reached: int
+    entries: int
 
     def cells(self) -> list[str]:
-        """Return the texts of :data:`COLUMNS`."""
+        """Return the texts of all columns; :func:`columns` tells how many a report shows."""
         scores = [_text(self.macro_f1, ".3f"), _text(self.macro_f1_std, ".3f")]
         rest = [_text(self.averages[name], form) for name, form in AVERAGES.items()]
-        return [str(self.seeds), *scores, *rest]
+        field = [_hours(self.averages["hours"]), self._hours_to_target()]
+        return [str(self.seeds), *scores, *rest, *field]
+
+    def _hours_to_target(self) -> str:
+        """Return the mean, and of how many where not all got there."""
+        text = _hours(self.averages["hours_to_target"])
+        all_or_none = self.reached in (0, self.entries)
+        return text if all_or_none else f"{text} ({self.reached} of {self.entries})"
 
     def record(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -68,7 +82,14 @@ class Row:
             "macro_f1": self.macro_f1,
             "macro_f1_std": self.macro_f1_std,
             **self.averages,
+            "reached": self.reached,
         }
+
+
+def columns(findings: Findings) -> tuple[str, ...]:
+    """Return the headings of :meth:`Row.cells`; hours are simulated, so only traces have them."""
+    timed = any(entry.result.hours is not None for entry in findings.entries)
+    return (*ALWAYS, *IN_THE_FIELD) if timed else ALWAYS
 
 
 def summary_rows(findings: Findings) -> list[Row]:
@@ -131,8 +152,10 @@ def _keys(findings: Findings) -> Sequence[str]:
 
 
 def _row(group: Group) -> Row:
-    averages = {name: group.average(name) for name in AVERAGES}
-    return Row(group.values, len(group.scores), group.mean, group.spread, averages)
+    averages = {name: group.average(name) for name in (*AVERAGES, *FIELD_AVERAGES)}
+    reached = len(group.known("hours_to_target"))
+    scores = (len(group.scores), group.mean, group.spread)
+    return Row(group.values, *scores, averages, reached, len(group.entries))
 
 
 def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -143,6 +166,10 @@ def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
         writer.writeheader()
         writer.writerows(lines)
     return text.getvalue()
+
+
+def _hours(value: float | None) -> str:
+    return _text(value, ".3g" if value is not None and value < 1 else ",.2f")
 
 
 def _text(value: float | None, form: str) -> str:

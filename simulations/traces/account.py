@@ -1,6 +1,7 @@
 """What a run with a trace came to in the field's time: from its records alone.
 
-So a run that was resumed has the same account as an unbroken one, and any run's can be made anew.
+So any run's can be made anew. A resumed run has the account of an unbroken one but for ``late``:
+answers that were under way when it stopped are not heard of again.
 """
 
 from __future__ import annotations

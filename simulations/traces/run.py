@@ -28,7 +28,8 @@ def field_of(config: RunConfig) -> Field | None:
         return None
     # The file may have changed since the run began, so what counts is the run's own copy.
     kept = Path(config.out) / TRACE_FILE
-    text = trace_text(str(kept) if kept.exists() else config.trace)
+    begun = kept.exists() and (kept.parent / "run.json").exists()
+    text = trace_text(str(kept) if begun else config.trace)
     return Field(parse_trace(text, config.trace), config.seed)
 
 

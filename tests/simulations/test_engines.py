@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fleet.errors import InputError
 from fleet.federate.releases import load_release
-from simulations.engines import Engine
+from simulations.engines import LARGEST_WORKERS, Engine
 from simulations.progress import Silent
 from simulations.simulate import Run, open_run, simulate
 from tests.simulations.tiny_fleet import MakeConfig
@@ -49,3 +50,35 @@ def test_two_runs_of_a_cohort_end_in_the_same_digest(
     first = run_with(Engine.cohort, make_config, tmp_path / "first")
     second = run_with(Engine.cohort, make_config, tmp_path / "second")
     assert first["methods"]["core"]["release"] == second["methods"]["core"]["release"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "workers", "address", "trace", "code"),
+    [
+        (Engine.loop, 2, "", "", "workers"),
+        (Engine.cohort, -1, "", "", "workers"),
+        (Engine.cohort, LARGEST_WORKERS + 1, "", "", "workers"),
+        (Engine.cohort, 0, "head:6379", "", "ray-address"),
+        (Engine.ray, 0, "", "steady", "trace-engine"),
+    ],
+)
+def test_what_an_engine_cannot_do_is_refused_before_anything_is_computed(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    engine: Engine,
+    workers: int,
+    address: str,
+    trace: str,
+    code: str,
+) -> None:
+    config = make_config(out=str(tmp_path / "run"), trace=trace)
+    with pytest.raises(InputError) as refused:
+        open_run(Run(config, ("core",), {}, engine, workers, address), resume=False)
+    assert refused.value.code == code
+    assert not (tmp_path / "run").exists()
+
+
+def test_hours_to_a_target_need_a_trace(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(out=str(tmp_path / "run"), target_f1=0.9)
+    with pytest.raises(InputError, match="needs a trace"):
+        open_run(Run(config, ("core",), {}), resume=False)

@@ -88,7 +88,10 @@ class Winograd:
         self, x: torch.Tensor, y: torch.Tensor, tiles: int, constant: torch.Tensor | None
     ) -> None:
         count, (padded, gathered, wide, products) = len(x), self._rooms(len(x), tiles)
-        padded[:, self.padding : self.padding + x.shape[1]] = x
+        end = self.padding + x.shape[1]
+        padded[:, self.padding : end] = x
+        # Of a longer window that ran before.
+        padded[:, end:] = 0
         row = padded.stride(1)
         gathered.copy_(padded.as_strided(gathered.shape, (padded.stride(0), TILE * row, row, 1)))
         flat = gathered.view(count * tiles, self.points, self.inputs)
@@ -106,7 +109,7 @@ class Winograd:
         return max(BLOCK_BYTES // window, 1)
 
     def _rooms(self, count: int, tiles: int) -> tuple[torch.Tensor, ...]:
-        """Return room for ``count`` windows; the padding stays zero from use to use."""
+        """Return room for ``count`` windows; the padding before them stays zero from use to use."""
         if (count, tiles) not in self._room:
             if len(self._room) > 8:
                 self._room.clear()

@@ -25,7 +25,15 @@ def cells(**axes: Iterable[Scalar]) -> list[Cell]:
     return cells_of(recipe(**axes), Engine.cohort, PRINTS)
 
 
-def result(f1: float, *, method: str = "core", rounds: int = 3, size: int = 100) -> Result:
+def result(
+    f1: float,
+    *,
+    method: str = "core",
+    rounds: int = 3,
+    size: int = 100,
+    hours: float | None = None,
+    hours_to_target: float | None = None,
+) -> Result:
     points = tuple(
         RoundPoint(
             round=number,
@@ -58,6 +66,8 @@ def result(f1: float, *, method: str = "core", rounds: int = 3, size: int = 100)
         seconds=1.5,
         digest=hashlib.sha256(str(f1).encode()).hexdigest(),
         base_digest="b" * 64,
+        hours=hours,
+        hours_to_target=hours_to_target,
         rounds=points,
     )
 

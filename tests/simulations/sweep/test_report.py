@@ -14,7 +14,7 @@ from simulations.sweep import figures
 from simulations.sweep.figures import draw
 from simulations.sweep.findings import Entry, Findings, findings_of, read_findings
 from simulations.sweep.page import page
-from simulations.sweep.table import cells_csv, records, rounds_csv, summary_rows
+from simulations.sweep.table import cells_csv, columns, records, rounds_csv, summary_rows
 from tests.simulations.sweep.made import SCORES, cells, kept_sweep, result
 
 
@@ -169,3 +169,27 @@ def test_a_folder_that_holds_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_findings([tmp_path])
     assert caught.value.code == "nothing-to-report"
+
+
+def test_hours_are_shown_where_time_was_simulated_and_say_who_never_got_there() -> None:
+    made = cells(seed=(0, 1))
+    hours = ({"hours": 2.0, "hours_to_target": 0.25}, {"hours": 4.0})
+    entries = [
+        Entry(cell.id, cell.values(), result(0.8, **times))
+        for cell, times in zip(made, hours, strict=True)
+    ]
+    found = findings_of("t", ["x"], (), entries)
+    (row,) = summary_rows(found)
+    shown = dict(zip(columns(found), row.cells(), strict=True))
+    assert (shown["hours"], shown["hours to F1"]) == ("3.00", "0.25 (1 of 2)")
+    assert row.record()["reached"] == 1
+    assert "0.25 (1 of 2)" in page(found)
+    assert [line["hours"] for line in csv.DictReader(io.StringIO(cells_csv(found)))] == [
+        "2.0",
+        "4.0",
+    ]
+
+
+def test_without_a_trace_no_column_speaks_of_hours(findings: Findings, text: str) -> None:
+    assert not [name for name in columns(findings) if "hours" in name]
+    assert "hours to F1" not in text

@@ -80,6 +80,16 @@ def test_blocks_and_what_ran_before_change_nothing(monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(filtered(x), whole, rtol=1e-5, atol=1e-6)
 
 
+def test_windows_of_another_length_leave_nothing_behind() -> None:
+    torch.manual_seed(0)
+    kernel = torch.randn(3, 2, 5, dtype=torch.float64)
+    filtered = Winograd(kernel, 2)
+    for length in (128, 126, 125, 127, 9, 128):
+        x = torch.randn(4, 2, length, dtype=torch.float64)
+        expected = functional.conv1d(x, kernel, padding=2)
+        torch.testing.assert_close(filtered(x), expected, rtol=1e-10, atol=1e-10)
+
+
 def test_in_single_precision_it_is_within_five_times_the_error_of_the_direct_sum() -> None:
     torch.manual_seed(0)
     kernel, x = torch.randn(128, 128, 5) / 25, torch.randn(16, 128, 32).relu()
