@@ -26,6 +26,8 @@ __all__ = [
     "default_name",
     "find",
     "folders",
+    "locate",
+    "path_of",
 ]
 
 ENVIRONMENT = "FLEET_DATA"
@@ -111,22 +113,32 @@ def available() -> list[Source]:
     return [*(named[name] for name in sorted(named)), built_in]
 
 
-def find(name_or_path: str) -> DataSet:
-    """Return a data set by its path or its name.
+def path_of(name_or_path: str) -> Path | None:
+    """Return the ``.npz`` that a text names as a path, there or not; None where it is a name.
 
-    Args:
-        name_or_path: ``synthetic`` or ``synthetic:9x128``, an existing canonical file (``.npz``,
-            ``.json``, or without its suffix), or a name that is looked up in :func:`folders`.
+    A path ends in ``.npz`` or ``.json``, or a file stands there once ``.npz`` is added. Built-in
+    names are none, whatever files stand beside.
+    """
+    path = Path(name_or_path)
+    if name_or_path in BUILT_IN:
+        return None
+    if path.suffix in (".npz", ".json"):
+        return path.with_suffix(".npz")
+    beside = Path(f"{path}.npz")
+    return beside if beside.is_file() else None
+
+
+def locate(name_or_path: str) -> Path | None:
+    """Return the ``.npz`` that :func:`find` reads for a path or a name; None for a built-in set.
 
     Raises:
         DataError: ``data-unknown``, which lists the names and places; ``not-canonical`` for a
-            download that must be converted first; or what reading the file brings to light.
+            download that must be converted first.
     """
-    if name_or_path in BUILT_IN:
-        return _generated(name_or_path)
+    path = path_of(name_or_path)
+    if path is not None or name_or_path in BUILT_IN:
+        return path
     path = Path(name_or_path)
-    if path.suffix in (".npz", ".json") or Path(f"{path}.npz").is_file():
-        return read(path)
     if path.is_file():
         raise DataError(
             "not-canonical",
@@ -136,7 +148,7 @@ def find(name_or_path: str) -> DataSet:
         )
     for folder in folders():
         if path.name == name_or_path and (folder / f"{path.name}.npz").is_file():
-            return read(folder / f"{path.name}.npz")
+            return folder / f"{path.name}.npz"
     places = ", ".join(str(folder) for folder in folders()) or "no existing folder"
     raise DataError(
         "data-unknown",
@@ -144,6 +156,20 @@ def find(name_or_path: str) -> DataSet:
         f" {', '.join(source.name for source in available())} (looked in: {places})",
         f"Give the path of a .npz file, or set {ENVIRONMENT} to the folder that holds it.",
     )
+
+
+def find(name_or_path: str) -> DataSet:
+    """Return a data set by its path or its name.
+
+    Args:
+        name_or_path: ``synthetic`` or ``synthetic:9x128``, an existing canonical file (``.npz``,
+            ``.json``, or without its suffix), or a name that is looked up in :func:`folders`.
+
+    Raises:
+        DataError: See :func:`locate`, or what reading the file brings to light.
+    """
+    path = locate(name_or_path)
+    return _generated(name_or_path) if path is None else read(path)
 
 
 @lru_cache(maxsize=1)

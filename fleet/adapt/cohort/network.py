@@ -20,7 +20,11 @@ from fleet.adapt.lean.tape import Tape
 from fleet.adapt.state import CoreState
 from fleet.errors import MismatchError, ModelError
 
-__all__ = ["CohortNetwork", "attach_cohort"]
+__all__ = ["SLICE_WINDOWS", "CohortNetwork", "attach_cohort"]
+
+# Windows per slice: twice those of a device, since here a call costs more than a cache miss; with
+# two threads, each waits for the other's calls.
+SLICE_WINDOWS = 128
 
 
 class CohortNetwork:
@@ -160,7 +164,8 @@ def attach_cohort(
         devices: Devices that start.
         dtype: Dtype to compute in; float64 serves as an oracle.
         place: Torch device to compute on.
-        slice_windows: See :class:`fleet.adapt.lean.module.LeanNetwork`.
+        slice_windows: Windows that run together; None for :data:`SLICE_WINDOWS` on a CPU and all
+            elsewhere.
 
     Raises:
         MismatchError: As :func:`fleet.adapt.attach.attach`.
@@ -169,6 +174,8 @@ def attach_cohort(
             ``cohort-no-tape`` when the network has calls without a lean form: nobody knows
             whether these keep windows, and so devices, apart.
     """
+    if slice_windows is None and torch.device(place).type == "cpu":
+        slice_windows = SLICE_WINDOWS
     attached = attach_lean(folded, frames, state, dtype=dtype, slice_windows=slice_windows)
     tape = attached.lean.tape
     if tape is None or not tape.sliceable:

@@ -16,8 +16,8 @@ from fleet.errors import InputError, RoundError
 
 __all__ = ["CHUNK_DEVICES", "Outcome", "train_cohort"]
 
-# Eight devices' batches of 16 fill two slices of 64 windows, and their shorter last ones half of
-# one; beyond that nothing more is shared, and more of unequal devices' batches is filled up.
+# Eight devices' batches of 16 fill a slice of 128 windows; beyond that nothing more is shared, and
+# more of unequal devices' batches is filled up.
 CHUNK_DEVICES = 8
 
 # How far a device moved and what training says of itself, or why it could not.

@@ -80,7 +80,11 @@ def step_batch(
     y = torch.empty((len(works), size), dtype=torch.int64, device=place)
     for device, work in enumerate(works):
         at = work.at(step, size)
-        x[device], y[device] = work.x[at], work.y[at]
+        if work.x.dtype == dtype and work.x.device == x.device:
+            torch.index_select(work.x, 0, at, out=x[device])
+        else:
+            x[device] = work.x[at]
+        y[device] = work.y[at]
     counts = torch.tensor(own, device=place).unsqueeze(1)
     real = torch.arange(size, device=place) < counts
     return StepBatch(x, y, real.to(dtype) / counts)

@@ -29,8 +29,8 @@ __all__ = ["TAPS", "TILE", "Winograd", "matrices"]
 TILE = 4
 # Kernel lengths that the points suffice for and that gain.
 TAPS = (3, 4, 5)
-# Bytes of transformed windows that run together: what a core's own cache holds of them.
-BLOCK_BYTES = 3 << 19
+# Bytes of transformed windows that run together: more would leave the caches, fewer mean more calls.
+BLOCK_BYTES = 3 << 20
 # The point 1, where an output's constant part lies: its column of Aᵀ is constant.
 POINT_ONE = 1
 
