@@ -134,6 +134,9 @@ def plot_bytes(methods: Mapping[str, Mapping[str, Any]], path: Path) -> None:
             fontsize=9,
         )
     axes.set_xscale("log")
+    # Powers of ten would be set by a typesetter that takes longer than the picture.
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("bytes up per device and round (packed array)")
     axes.set_ylabel("pooled macro-F1 after the last round")
     axes.margins(x=0.3, y=0.25)

@@ -118,10 +118,10 @@ def check_engine(engine: Engine, workers: int, ray_address: str, trace: str) -> 
     """
     if trace and not engine.timed:
         raise trace_refused(engine)
-    if workers and not engine.timed:
+    if workers and engine is Engine.loop:
         raise InputError(
             "workers",
-            f"the engine {engine.value} has no workers to be counted, but {workers} were asked for",
+            f"the engine loop runs one device at a time, but {workers} workers were asked for",
             "Leave out --workers.",
         )
     if not 0 <= workers <= LARGEST_WORKERS:

@@ -19,8 +19,8 @@ from server.app import Surroundings, run_rounds
 from server.results import scores_of, summary_of, write_results
 from server.rounds import Traffic
 from server.store import RunFolder
-from simulations.cohort.batched import cores
 from simulations.engines import Engine, make_grid
+from simulations.machine import cores
 from simulations.progress import Progress
 from simulations.traces.field import Field
 from simulations.traces.run import account_for

@@ -22,8 +22,8 @@ from fleet.errors import RoundError, UnavailableError
 from fleet.federate.releases import Release
 from server.flower import QUIET_ENVIRONMENT
 from server.store import RunFolder
-from simulations.benchmarks.simulate.processes import Command, execute
 from simulations.placed import placed
+from simulations.processes import Command, execute
 from simulations.progress import Progress
 
 __all__ = ["flwr_command", "flwr_run"]
@@ -77,21 +77,30 @@ def flwr_run(
     return release
 
 
-def flwr_command(config: RunConfig, home: Path, devices: int, cpus: int) -> Command:
-    """Return the command of a run, with a SuperLink of its own whose state is in memory.
+def flwr_command(
+    config: RunConfig, home: Path, devices: int, cpus: int, *, tuned: bool = True
+) -> Command:
+    """Return the command of a run, with a SuperLink of its own.
+
+    Tuned is what a user can do without touching code: one core and so one actor per core for a
+    client instead of Flower's two, the SuperLink's state in memory, one thread per actor.
 
     Args:
         config: The run, with whole paths.
         home: An empty folder for Flower's and Ray's files.
         devices: Virtual devices.
-        cpus: Actors of one CPU each.
+        cpus: Actors of one CPU each, where it is tuned.
+        tuned: Whether it is; else with Flower's own settings.
     """
-    lines = ["[superlink]", 'default = "own"', "[superlink.own]", 'address = ":local-in-memory:"']
+    address = ":local-in-memory:" if tuned else ":local:"
+    lines = ["[superlink]", 'default = "own"', "[superlink.own]", f'address = "{address}"']
     (home / "config.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     values = config.for_flower().items()
     text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in values)
     (home / "run.toml").write_text(text, encoding="utf-8")
-    federation = f"num-supernodes={devices} client-resources-num-cpus=1 init-args-num-cpus={cpus}"
+    federation = f"num-supernodes={devices}"
+    if tuned:
+        federation += f" client-resources-num-cpus=1 init-args-num-cpus={cpus}"
     programs = Path(sys.executable).parent
     words = [str(programs / "flwr"), "run", str(CHECKOUT), "--stream"]
     words += ["--federation-config", federation, "--run-config", str(home / "run.toml")]
@@ -101,12 +110,13 @@ def flwr_command(config: RunConfig, home: Path, devices: int, cpus: int) -> Comm
         "FLWR_HOME": str(home),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": ports[0],
         "FLWR_LOCAL_CONTROL_API_PORT": ports[1],
-        "OMP_NUM_THREADS": "1",
         # Flower starts its children by their bare names.
         "PATH": os.pathsep.join([str(programs), os.environ.get("PATH", "")]),
         "RAY_TMPDIR": str(home),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
+    if tuned:
+        environment["OMP_NUM_THREADS"] = "1"
     return Command(tuple(words), environment)
 
 

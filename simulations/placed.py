@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fleet.config import RunConfig
-from fleet.errors import DataError
-from fleet.har.sources import BUILT_IN, available, default_name
+from fleet.har.sources import default_name, locate
 
 __all__ = ["placed"]
 
@@ -18,23 +17,11 @@ def placed(config: RunConfig) -> RunConfig:
     here. Data that is generated keeps its name.
 
     Raises:
-        DataError: ``data-unknown`` when there is no such data here.
+        DataError: See :func:`fleet.har.sources.locate`.
     """
     out = Path(config.out).resolve()
     base = Path(config.base) if config.base else out / "base.safetensors"
     name = config.data or default_name()
-    data = name if name in BUILT_IN else str(_path_of_data(name))
+    found = locate(name)
+    data = name if found is None else str(found.resolve())
     return config.model_copy(update={"out": str(out), "base": str(base.resolve()), "data": data})
-
-
-def _path_of_data(name: str) -> Path:
-    """Return the ``.npz`` of a data set as :func:`fleet.har.sources.find` finds it."""
-    path = Path(name)
-    beside = Path(f"{path}.npz")
-    if path.suffix in (".npz", ".json") or beside.is_file():
-        found = path.with_suffix(".npz") if path.suffix in (".npz", ".json") else beside
-        return found.resolve()
-    for source in available():
-        if source.name == name and source.path is not None:
-            return source.path.resolve()
-    raise DataError("data-unknown", f"there is no data set {name!r}", "See: fleet data list")

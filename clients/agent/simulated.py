@@ -25,7 +25,7 @@ from fleet.har.virtual import VirtualFleet, virtual_fleet
 __all__ = ["bench_of", "learner_of", "status_of"]
 
 # Learners hold a device's windows; beyond this many they are made again when they are needed.
-LARGEST_LEARNERS_HELD = 64
+LARGEST_LEARNERS_HELD = 128
 NOTHING_TO_LEARN = "no labelled windows to train on"
 
 Config = Mapping[str, bool | int | float | str]

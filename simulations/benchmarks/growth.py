@@ -22,7 +22,7 @@ from fleet.har.population import population_of
 from server.prepare import obtain_base
 from simulations.bench import header
 from simulations.benchmarks.simulate.outcome import of_run_folder
-from simulations.benchmarks.simulate.processes import MEMORY, Command, execute
+from simulations.processes import MEMORY, Command, execute
 
 __all__ = ["Point", "draw_growth", "run"]
 
@@ -112,7 +112,8 @@ def _words(base: Path, devices: int, cohort: int, windows: int, rounds: int) -> 
 def _measured(words: tuple[str, ...], devices: int, cohort: int, folder: Path) -> Point:
     out = folder / f"{devices}-devices-{cohort}-a-round"
     log = folder / f"{out.name}.txt"
-    seen = execute(Command((*words, "--out", str(out)), {}), folder, log, TIMEOUT_S)
+    command = Command((*words, "--out", str(out)), {})
+    seen = execute(command, folder, log, TIMEOUT_S, memory=True)
     if seen.code:
         raise RoundError("growth-failed", f"{out.name}: exit code {seen.code}; see {log}")
     said = of_run_folder(out / "core")

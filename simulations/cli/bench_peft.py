@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ from rich.table import Table
 from fleet.errors import InputError
 from server.control.cli.render import Format, FormatOption, emit
 from simulations.cli.display import Display
+from simulations.machine import cores
 
 if TYPE_CHECKING:
     from simulations.benchmarks.peft.run import Work
@@ -117,7 +117,7 @@ def peft(
         }
         chosen = grid_of(content, "the grid of these options")
     work = plan(chosen)
-    count = workers or os.cpu_count() or 1
+    count = workers or cores()
     if dry_run:
         _dry_run(work, out, count, form)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.table import Table
 from fleet.errors import InputError, RoundError
 from server.control.cli.render import Format, FormatOption, emit
 from simulations.engines import Engine
+from simulations.machine import cores
 
 if TYPE_CHECKING:
     from simulations.sweep.cells import Cell
@@ -64,8 +64,9 @@ def sweep(
     engine: Annotated[
         Engine,
         typer.Option(
+            metavar="[cohort|loop]",
             help="cohort: many devices trained as one computation, where method and model allow; "
-            "loop: one device at a time."
+            "loop: one device at a time, without a trace. No other engine runs in a sweep.",
         ),
     ] = Engine.cohort,
     retry_failed: Annotated[
@@ -80,7 +81,7 @@ def sweep(
     recipe = _recipe(words or [])
     folder = _folder(recipe, out)
     cells = None if recipe is None else _cells(recipe, engine)
-    count = jobs or os.cpu_count() or 1
+    count = jobs or cores()
     if dry_run:
         _dry_run(folder, cells, count, form)
     else:

@@ -7,7 +7,6 @@ import everything once more.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
@@ -23,11 +22,12 @@ from fleet.errors import InputError
 from fleet.federate.wire import Payload
 from simulations.allocator import keep_freed_memory
 from simulations.cohort.chunks import chunks_of, in_order
-from simulations.cohort.fleet import LearnerFleet, RunConfigValues, attempt
+from simulations.cohort.fleet import LearnerFleet, RunConfigValues
 from simulations.cohort.worker import ChunkWorker
 from simulations.engines import LARGEST_WORKERS
+from simulations.machine import cores
 
-__all__ = ["LARGEST_WORKERS", "BatchedFleet", "cores"]
+__all__ = ["LARGEST_WORKERS", "BatchedFleet"]
 
 # Devices that are judged together: a few hundred windows.
 JUDGED_TOGETHER = 8
@@ -69,7 +69,7 @@ class BatchedFleet(LearnerFleet):
 
     def train(self, message: Payload, partitions: Sequence[int]) -> list[Payload | Exception]:
         """Answer a plan, see :class:`~simulations.cohort.fleet.CohortFleet`."""
-        chunks = chunks_of(partitions, self._train_windows, CHUNK_DEVICES)
+        chunks = chunks_of(partitions, self.train_windows, CHUNK_DEVICES)
         with single_thread():
             if not all(each.prepare(message) for each in self._workers):
                 alone = self._workers[0]
@@ -116,17 +116,6 @@ class BatchedFleet(LearnerFleet):
             return answer(worker, chunk)
         finally:
             self._idle.put(worker)
-
-    def _train_windows(self, partition: int) -> int:
-        status = attempt(self.status, partition)
-        return 0 if isinstance(status, Exception) else int(status.config["train_windows"])
-
-
-def cores() -> int:
-    """Return the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _cancel(asked: Sequence[Future[list[Answer]]]) -> None:

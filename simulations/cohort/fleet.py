@@ -110,6 +110,11 @@ class LearnerFleet:
         """
         return learner_of(self._run_config, partition)
 
+    def train_windows(self, partition: int) -> int:
+        """Return the windows that a device trains on; 0 where that cannot be known."""
+        status = attempt(self.status, partition)
+        return 0 if isinstance(status, Exception) else int(status.config["train_windows"])
+
     def _update(self, partition: int, message: Payload) -> Payload:
         return self.learner(partition).answer_plan(message)
 

@@ -21,7 +21,7 @@ import grpc  # type: ignore[import-untyped]
 import ray
 
 from fleet.errors import InputError, UnavailableError
-from simulations.benchmarks.simulate.processes import MARKER, end
+from simulations.processes import MARKER, end
 
 __all__ = ["ADDRESS_ENVIRONMENT", "RayCluster"]
 
@@ -115,7 +115,7 @@ class RayCluster:
     def _marked(self) -> Iterator[None]:
         """Mark what is started meanwhile: a Ray that is ended while it starts leaves agents behind.
 
-        Under a benchmark, which ends all that carries its own mark, that mark stays.
+        Where whoever started us ends all that carries a mark already, that mark stays.
         """
         if MARKER in os.environ:
             yield

@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 from fleet.adapt.cohort.train import CHUNK_DEVICES
 from fleet.errors import InputError
 from fleet.federate.wire import Payload
-from simulations.cohort.batched import JUDGED_TOGETHER, LARGEST_WORKERS, cores
+from simulations.cohort.batched import JUDGED_TOGETHER, LARGEST_WORKERS
 from simulations.cohort.chunks import chunks_of, in_order
-from simulations.cohort.fleet import LearnerFleet, RunConfigValues, attempt
+from simulations.cohort.fleet import LearnerFleet, RunConfigValues
 from simulations.cohort.packed import Answer
 from simulations.cohort.ray_cluster import RayCluster
 from simulations.cohort.ray_team import Team
 from simulations.cohort.ray_worker import setting_of
+from simulations.machine import cores
 
 __all__ = ["RayFleet"]
 
@@ -82,7 +83,7 @@ class RayFleet(LearnerFleet):
         Raises:
             FleetError: See :meth:`~simulations.cohort.ray_team.Team.answer`.
         """
-        chunks = chunks_of(partitions, self._train_windows, CHUNK_DEVICES)
+        chunks = chunks_of(partitions, self.train_windows, CHUNK_DEVICES)
         answers = self._team.answer("train", message, chunks)
         return in_order(partitions, chunks, [[_update(each) for each in one] for one in answers])
 
@@ -97,10 +98,6 @@ class RayFleet(LearnerFleet):
         chunks = chunks_of(partitions, lambda _: 0, JUDGED_TOGETHER)
         answers = self._team.answer("evaluate", message, chunks)
         return in_order(partitions, chunks, [[_counts(each) for each in one] for one in answers])
-
-    def _train_windows(self, partition: int) -> int:
-        status = attempt(self.status, partition)
-        return 0 if isinstance(status, Exception) else int(status.config["train_windows"])
 
 
 def _update(answer: Answer) -> Payload | Exception:

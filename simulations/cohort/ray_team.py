@@ -50,6 +50,11 @@ class _Duty:
     chunk: int | None
     since: float
 
+    def left_s(self) -> float:
+        """Return the seconds until it is overdue; a moment at least, to read what is there."""
+        limit = START_TIMEOUT_S if self.chunk is None else CHUNK_TIMEOUT_S
+        return max(LOOK_S, self.since + limit - time.monotonic())
+
 
 class _Call:
     """The chunks of one message, and what has come of them."""
@@ -175,7 +180,8 @@ class Team:
         for reference in done:
             duty = self._duties.pop(reference)
             try:
-                told = ray.get(reference)
+                # Told to be there, but a node may be lost while its answer is on its way to us.
+                told = ray.get(reference, timeout=duty.left_s())
             except RayError as error:
                 self._lost(call, duty, f"{type(error).__name__}: {error}")
             else:

@@ -17,7 +17,7 @@ from torch import nn
 
 from clients.agent.learner import Learner, Workbench, judged, opened
 from fleet.adapt.cohort.evaluate import evaluate_cohort
-from fleet.adapt.cohort.network import CohortNetwork, attach_cohort
+from fleet.adapt.cohort.network import SLICE_WINDOWS, CohortNetwork, attach_cohort
 from fleet.adapt.cohort.train import CHUNK_DEVICES, Outcome, train_cohort
 from fleet.adapt.cohort.work import DeviceWork
 from fleet.adapt.lean.module import LeanNetwork
@@ -111,7 +111,7 @@ class ChunkWorker:
         state = judged(message, bench)
         if self._judged[0] != state.digest:
             served = copy.deepcopy(bench.served(state))
-            self._judged = (state.digest, LeanNetwork(served, {}, quick=True))
+            self._judged = (state.digest, LeanNetwork(served, {}, SLICE_WINDOWS, quick=True))
 
     def _network(self, bench: Workbench, plan: Plan, state: CoreState) -> CohortNetwork | None:
         """Return the network of many devices, or None where they cannot train together."""

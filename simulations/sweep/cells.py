@@ -11,12 +11,15 @@ from pathlib import Path
 
 from fleet.adapt.digest import digest_json
 from fleet.config import RunConfig
-from simulations.engines import Engine
+from fleet.errors import InputError
+from simulations.engines import Engine, check_engine
 from simulations.sweep.recipe import Recipe, Scalar, methods_in, plain
 
-__all__ = ["Cell", "Fingerprints", "cells_of", "fingerprints"]
+__all__ = ["ENGINES", "Cell", "Fingerprints", "cells_of", "check_cell", "fingerprints"]
 
 DIGITS = 16
+# A cell is one process, which ends with its sweep. The others start processes of their own.
+ENGINES = (Engine.cohort, Engine.loop)
 # What a base is made from; frames are made anew for each cell.
 BASE_KEYS = ("classes", "model", "seed", "fleet-fraction", "base-epochs")
 
@@ -77,7 +80,8 @@ def cells_of(recipe: Recipe, engine: Engine, prints: Fingerprints) -> list[Cell]
     """Return the cells of a recipe, each once; the first axis varies slowest.
 
     Raises:
-        InputError: ``run-config`` where values do not go together.
+        InputError: ``run-config`` where values do not go together, ``unknown-trace`` or
+            ``bad-trace``, or what :func:`check_cell` says.
         DataError: ``data-unknown``.
         StorageError: For a base that is not there.
     """
@@ -89,6 +93,23 @@ def cells_of(recipe: Recipe, engine: Engine, prints: Fingerprints) -> list[Cell]
     return list(found.values())
 
 
+def check_cell(engine: Engine, config: RunConfig) -> None:
+    """Refuse what an engine cannot do in a sweep, before anything runs.
+
+    Raises:
+        InputError: ``sweep-engine`` or ``trace-engine``.
+    """
+    if engine not in ENGINES:
+        known = " or ".join(each.value for each in ENGINES)
+        raise InputError(
+            "sweep-engine",
+            f"the engine of a sweep is {known}, not {engine.value}, whose processes would outlive "
+            "a cell that is ended",
+            f"Run one by one what needs it: fleet simulate --engine {engine.value}.",
+        )
+    check_engine(engine, 0, "", config.trace)
+
+
 def fingerprints() -> Fingerprints:
     """Return how names are resolved on this machine; each file is read once."""
     return Fingerprints(lru_cache(_data), lru_cache(_base), lru_cache(_trace))
@@ -97,6 +118,7 @@ def fingerprints() -> Fingerprints:
 def _cell(values: dict[str, Scalar], engine: Engine, prints: Fingerprints) -> Cell:
     methods = methods_in(values.get("method", "core"))
     config = RunConfig.parse({key: plain(key, value) for key, value in values.items()})
+    check_cell(engine, config)
     data, data_digest = prints.data(config.data)
     base, base_digest = prints.base(config.base) if config.base else ("", "")
     trace, trace_digest = prints.trace(config.trace) if config.trace else ("", "")
@@ -117,14 +139,11 @@ def _named(content: dict[str, Scalar]) -> str:
 
 def _data(name: str) -> tuple[str, str]:
     from fleet.har.dataset import digest
-    from fleet.har.sources import default_name, find
+    from fleet.har.sources import default_name, find, path_of
 
     name = name or default_name()
-    content = digest(find(name))
-    path = Path(name)
-    # As fleet.har.sources.find tells a path from a name.
-    is_path = path.suffix in (".npz", ".json") or Path(f"{path}.npz").is_file()
-    return str(path.resolve()) if is_path else name, content
+    path = path_of(name)
+    return name if path is None else str(path.resolve()), digest(find(name))
 
 
 def _base(name: str) -> tuple[str, str]:
@@ -134,7 +153,8 @@ def _base(name: str) -> tuple[str, str]:
 
 
 def _trace(name: str) -> tuple[str, str]:
-    path = Path(name)
-    if not path.is_file():
-        return name, name
-    return str(path.resolve()), hashlib.sha256(path.read_bytes()).hexdigest()
+    from simulations.traces.trace import parse_trace, trace_place, trace_text
+
+    text = trace_text(name)
+    parse_trace(text, name)
+    return trace_place(name), hashlib.sha256(text.encode()).hexdigest()

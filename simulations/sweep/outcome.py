@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fleet.errors import StorageError
 from server.store import RunFolder, read_json
 
 __all__ = ["Result", "RoundPoint", "read_result"]
@@ -90,6 +92,7 @@ class Result:
 
 SCORES = ("macro_f1", "macro_f1_devices_mean", "macro_f1_devices_worst_decile")
 TRAFFIC = ("bytes_up", "bytes_down", "wire_bytes_up", "wire_bytes_down")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def read_result(folder: Path, method: str, base_digest: str) -> Result:
@@ -115,19 +118,33 @@ def read_result(folder: Path, method: str, base_digest: str) -> Result:
         learning_rate=float(summary["learning_rate"]),
         refused=int(summary["refused"]),
         seconds=float(summary["seconds"]),
-        digest=release["digest"] if release else "",
-        base_digest=base_digest,
+        digest=_digest(release["digest"], kept.folder) if release else "",
+        base_digest=_digest(base_digest, folder),
         hours=field.get("hours"),
         hours_to_target=field.get("hours_to_target"),
         rounds=tuple(
-            _point(number, records.get(number), evaluations.get(number))
+            _point(number, records.get(number), evaluations.get(number), kept.folder)
             for number in sorted({*records, *evaluations})
         ),
     )
 
 
+def _digest(found: object, folder: Path) -> str:
+    """Return a digest of a folder that may come from somebody else."""
+    if not isinstance(found, str) or DIGEST.fullmatch(found) is None:
+        raise StorageError(
+            "run-damaged",
+            f"{folder} gives {found!r:.100} as a digest, which has 64 hexadecimal digits",
+            "Run it again, or leave it out of the report.",
+        )
+    return found
+
+
 def _point(
-    number: int, record: Mapping[str, Any] | None, evaluation: Mapping[str, Any] | None
+    number: int,
+    record: Mapping[str, Any] | None,
+    evaluation: Mapping[str, Any] | None,
+    folder: Path,
 ) -> RoundPoint:
     scores: dict[str, float | None] = {n: evaluation[n] if evaluation else None for n in SCORES}
     traffic: dict[str, int] = {n: record["traffic"][n] if record else 0 for n in TRAFFIC}
@@ -141,5 +158,5 @@ def _point(
         accepted=len(record["accepted"]) if record else 0,
         refused=len(record["refused"]) if record else 0,
         seconds=float(record["closed_at_s"] - record["opened_at_s"]) if record else 0.0,
-        digest=release[1] if release else "",
+        digest=_digest(release[1], folder) if release else "",
     )

@@ -120,7 +120,7 @@ def _cells(findings: Findings) -> str:
             _score(entry.result.macro_f1),
             _score(entry.result.macro_f1_devices_worst_decile),
             f"{entry.result.learning_rate:g}",
-            f'<code title="{entry.result.digest}">{entry.result.digest[:16] or "–"}</code>',
+            _digest(entry.result.digest),
             f"<code>{escape(entry.cell)}</code>",
         ]
         for entry in findings.entries
@@ -146,6 +146,10 @@ def _table(caption: str, heads: Sequence[tuple[str, bool]], rows: Iterable[Seque
         f'<div class="scroll"><table>{said}<thead><tr>{head}</tr></thead>'
         f"<tbody>\n{body}\n</tbody></table></div>"
     )
+
+
+def _digest(text: str) -> str:
+    return f'<code title="{escape(text)}">{escape(text[:16]) or "–"}</code>'
 
 
 def _score(value: float | None) -> str:

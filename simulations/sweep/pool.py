@@ -17,6 +17,8 @@ __all__ = ["Lost", "Pool"]
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 PATIENCE_S = 10.0
+# New processes that are tried for one item before it is given up.
+HIRES = 3
 
 
 class Lost:
@@ -95,11 +97,12 @@ class Pool(Generic[Item, Done]):
         busy: dict[Any, _Worker] = {}
         while True:
             while len(busy) < self._count and (item := next(waiting, self)) is not self:
-                worker = idle.pop() if idle else self._hire()
                 on_start(item)  # type: ignore[arg-type]
-                worker.item = item
-                worker.pipe.send(item)
-                busy[worker.pipe] = worker
+                handed = self._hand(item, idle)  # type: ignore[arg-type]
+                if isinstance(handed, Lost):
+                    yield item, handed  # type: ignore[misc]
+                else:
+                    busy[handed.pipe] = handed
             if not busy:
                 return
             for pipe in connection.wait(list(busy)):
@@ -108,6 +111,20 @@ class Pool(Generic[Item, Done]):
                 if not isinstance(result, Lost):
                     idle.append(worker)
                 yield worker.item, result
+
+    def _hand(self, item: Item, idle: list[_Worker]) -> _Worker | Lost:
+        """Give an item to whoever is idle and alive, or to a new process; who is dead is let go."""
+        lost = Lost(None)
+        for _ in range(len(idle) + HIRES):
+            worker = idle.pop() if idle else self._hire()
+            try:
+                worker.pipe.send(item)
+            except ConnectionError:
+                lost = self._let_go(worker)
+            else:
+                worker.item = item
+                return worker
+        return lost
 
     def _hire(self) -> _Worker:
         worker = _Worker(self._job, self._preload)
@@ -118,10 +135,13 @@ class Pool(Generic[Item, Done]):
         try:
             result: Done = worker.pipe.recv()
         except (EOFError, ConnectionError):
-            self._workers.remove(worker)
-            worker.end(now=False)
-            return Lost(worker.process.exitcode)
+            return self._let_go(worker)
         return result
+
+    def _let_go(self, worker: _Worker) -> Lost:
+        self._workers.remove(worker)
+        worker.end(now=False)
+        return Lost(worker.process.exitcode)
 
 
 def _serve(job: Callable[[Any], Any], pipe: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fleet.errors import InputError
 from simulations.progress import Progress
-from simulations.sweep.cells import Cell
+from simulations.sweep.cells import Cell, check_cell
 from simulations.sweep.pool import Lost, Pool
 from simulations.sweep.store import Failure, Kept, Store
 from simulations.sweep.worker import BaseJob, CellJob, Outcome, base_path, do
@@ -33,11 +33,16 @@ def execute(
         wanted: The cells.
         jobs: Processes, of one torch thread each.
         progress: Told of every base and cell.
+
+    Raises:
+        InputError: See :func:`~simulations.sweep.cells.check_cell`; nothing has then run.
     """
     # Cells that were running when their parent was killed.
     store.requeue("running", wanted)
     ids = {cell.id for cell in wanted}
     left = [kept.cell for kept in store.kept() if kept.cell.id in ids and kept.state == "queued"]
+    for cell in left:
+        check_cell(cell.engine, cell.config)
     try:
         with Pool(max(1, min(jobs, len(left))), do, PRELOAD) as pool:
             ready = _bases(store, folder, left, pool, progress)

@@ -17,7 +17,15 @@ from fleet.errors import InputError
 from fleet.federate.records import problems_of
 from simulations.traces.availability import Availability
 
-__all__ = ["DeviceClass", "Faults", "Trace", "parse_trace", "trace_names", "trace_text"]
+__all__ = [
+    "DeviceClass",
+    "Faults",
+    "Trace",
+    "parse_trace",
+    "trace_names",
+    "trace_place",
+    "trace_text",
+]
 
 # Shares are written by hand, e.g. 0.333.
 SHARES_TOLERANCE = 0.01
@@ -98,15 +106,23 @@ def trace_names() -> list[str]:
     return sorted(each.stem for each in found if each.suffix == ".toml")
 
 
+def trace_place(name_or_path: str) -> str:
+    """Return what names the same trace from any folder: one of the package's, or a whole path.
+
+    The package's own come first, so that a file of such a name is named with its folder.
+    """
+    return name_or_path if name_or_path in trace_names() else str(Path(name_or_path).resolve())
+
+
 def trace_text(name_or_path: str) -> str:
     """Return a trace's text, of the package's own or of a file.
 
     Raises:
         InputError: ``unknown-trace`` when there is neither, ``bad-trace`` when it is no text.
     """
-    if name_or_path in trace_names():
-        return str((_shipped() / f"{name_or_path}.toml").read_text(encoding="utf-8"))
-    path = Path(name_or_path)
+    path = Path(trace_place(name_or_path))
+    if not path.is_absolute():
+        return str((_shipped() / f"{path}.toml").read_text(encoding="utf-8"))
     if not path.is_file():
         raise InputError(
             "unknown-trace",

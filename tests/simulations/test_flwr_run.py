@@ -11,9 +11,9 @@ import tomllib
 from fleet.errors import RoundError, UnavailableError
 from server.store import RunFolder
 from simulations import flwr_run
-from simulations.benchmarks.simulate.processes import Command, Finished
 from simulations.engines import Engine
 from simulations.placed import placed
+from simulations.processes import Command, Finished
 from simulations.progress import Silent
 from simulations.simulate import Run, open_run, simulate
 from tests.simulations.tiny_fleet import MakeConfig
@@ -36,7 +36,7 @@ def test_a_run_in_flowers_runtime_ends_in_the_releases_of_the_loop(
     reports, notes = {}, Notes()
     for engine in (Engine.loop, Engine.ray):
         config = make_config(rounds=1, out=str(tmp_path / engine.value))
-        run = Run(config, ("head",), {"head": 0.1}, engine, workers=1)
+        run = Run(config, ("head",), {"head": 0.1}, engine, workers=int(engine is Engine.ray))
         reports[engine] = simulate(open_run(run, resume=False), notes)["methods"]["head"]
     here, there = reports[Engine.loop], reports[Engine.ray]
     # Flower's ids of runs and messages are random and do not always take as many bytes.
@@ -64,7 +64,7 @@ def test_a_run_that_leaves_no_release_is_told_with_what_flower_printed(
 ) -> None:
     def execute(command: Command, cwd: Path, log: Path, timeout_s: float) -> Finished:
         log.write_text("the server app fell over", encoding="utf-8")
-        return Finished(0, 1.0, 0)
+        return Finished(0, 1.0)
 
     monkeypatch.setattr(flwr_run, "execute", execute)
     config = make_config(out=str(tmp_path))

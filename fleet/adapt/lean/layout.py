@@ -15,7 +15,10 @@ __all__ = ["channels_last", "matrix", "new_like"]
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
     """Return ``x (batch, channels, ...)`` with its channels last in memory; itself where it is."""
-    return x.movedim(1, -1).contiguous().movedim(-1, 1) if x.dim() > 2 else x.contiguous()
+    if x.dim() <= 2:
+        return x.contiguous()
+    # Every view is a call, and a network has hundreds; mostly there is nothing to do.
+    return x if _is_laid_out(x) else x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def matrix(x: torch.Tensor, groups: int) -> torch.Tensor:
@@ -23,8 +26,26 @@ def matrix(x: torch.Tensor, groups: int) -> torch.Tensor:
 
     A row is one position of one window.
     """
-    rows = x.movedim(1, -1).view(-1, groups, x.shape[1] // groups)
-    return rows.transpose(0, 1)
+    channels = x.shape[1]
+    width = channels // groups
+    if _is_laid_out(x):
+        rows = x.numel() // channels if channels else 0
+        return x.as_strided((groups, rows, width), (width, channels, 1))
+    found = x.movedim(1, -1).view(-1, groups, width)
+    return found.transpose(0, 1)
+
+
+def _is_laid_out(x: torch.Tensor) -> bool:
+    """Tell whether channels are last in memory and nothing lies between; no for what is empty."""
+    shape, stride = x.shape, x.stride()
+    if stride[1] != 1:
+        return False
+    expected = shape[1]
+    for dim in range(len(shape) - 1, 1, -1):
+        if stride[dim] != expected:
+            return False
+        expected *= shape[dim]
+    return stride[0] == expected and expected > 0
 
 
 def new_like(grad: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

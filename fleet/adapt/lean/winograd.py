@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +30,10 @@ __all__ = ["TAPS", "TILE", "Winograd", "matrices"]
 TILE = 4
 # Kernel lengths that the points suffice for and that gain.
 TAPS = (3, 4, 5)
-# Bytes of transformed windows that run together: more would leave the caches, fewer mean more calls.
+# Bytes of transformed windows that run together: more leave the caches, fewer mean more calls.
 BLOCK_BYTES = 3 << 20
+# Numbers of windows and tiles that a kernel keeps room for: batches, and what is left of them.
+LARGEST_ROOMS = 8
 # The point 1, where an output's constant part lies: its column of Aᵀ is constant.
 POINT_ONE = 1
 
@@ -55,7 +58,7 @@ class Winograd:
         self._back, self._forth = back.to(kernel), forth.to(kernel)
         found = torch.einsum("pk,ock->pco", filters.to(kernel.device), kernel.detach().double())
         self._kernel = found.to(kernel).contiguous()
-        self._room: dict[tuple[int, int], tuple[torch.Tensor, ...]] = {}
+        self._rooms: dict[tuple[int, int], _Room] = {}
 
     @classmethod
     def transposed(cls, kernel: torch.Tensor, padding: int) -> Winograd:
@@ -87,40 +90,78 @@ class Winograd:
     def _run(
         self, x: torch.Tensor, y: torch.Tensor, tiles: int, constant: torch.Tensor | None
     ) -> None:
-        count, (padded, gathered, wide, products) = len(x), self._rooms(len(x), tiles)
-        end = self.padding + x.shape[1]
-        padded[:, self.padding : end] = x
-        # Of a longer window that ran before.
-        padded[:, end:] = 0
-        row = padded.stride(1)
-        gathered.copy_(padded.as_strided(gathered.shape, (padded.stride(0), TILE * row, row, 1)))
-        flat = gathered.view(count * tiles, self.points, self.inputs)
-        torch.bmm(self._forth.expand(len(flat), -1, -1), flat, out=wide)
-        torch.bmm(wide.transpose(0, 1), self._kernel, out=products)
+        room, end = self._room_for(len(x), tiles), self.padding + x.shape[1]
+        room.padded[:, self.padding : end] = x
+        if end < room.padded.shape[1]:
+            # Of a longer window that ran before.
+            room.padded[:, end:] = 0
+        room.gathered.copy_(room.tiles)
+        torch.bmm(room.forth, room.flat, out=room.wide)
+        torch.bmm(room.by_point, self._kernel, out=room.products)
         if constant is not None:
-            by_window = products[POINT_ONE].view(count, tiles, self.outputs)
+            by_window = room.products[POINT_ONE].view(len(x), tiles, self.outputs)
             by_window.add_((constant / self._back[0, POINT_ONE]).unsqueeze(1))
-        out = y.view(len(flat), TILE, self.outputs)
-        torch.bmm(self._back.expand(len(flat), -1, -1), products.transpose(0, 1), out=out)
+        torch.bmm(room.back, room.by_tile, out=y.view(len(room.flat), TILE, self.outputs))
 
     def _block(self, tiles: int) -> int:
         entry = self._kernel.element_size()
         window = tiles * self.points * (self.inputs + self.outputs) * entry
         return max(BLOCK_BYTES // window, 1)
 
-    def _rooms(self, count: int, tiles: int) -> tuple[torch.Tensor, ...]:
-        """Return room for ``count`` windows; the padding before them stays zero from use to use."""
-        if (count, tiles) not in self._room:
-            if len(self._room) > 8:
-                self._room.clear()
-            new, points = self._kernel.new_empty, self.points
-            self._room[count, tiles] = (
-                self._kernel.new_zeros((count, (tiles - 1) * TILE + points, self.inputs)),
-                new((count, tiles, points, self.inputs)),
-                new((count * tiles, points, self.inputs)),
-                new((points, count * tiles, self.outputs)),
-            )
-        return self._room[count, tiles]
+    def _room_for(self, count: int, tiles: int) -> _Room:
+        if (count, tiles) not in self._rooms:
+            if len(self._rooms) >= LARGEST_ROOMS:
+                self._rooms.clear()
+            self._rooms[count, tiles] = self._new_room(count, tiles)
+        return self._rooms[count, tiles]
+
+    def _new_room(self, count: int, tiles: int) -> _Room:
+        new, points, every = self._kernel.new_empty, self.points, count * tiles
+        # The padding before a window stays zero from use to use.
+        padded = self._kernel.new_zeros((count, (tiles - 1) * TILE + points, self.inputs))
+        gathered = new((count, tiles, points, self.inputs))
+        wide, products = new((every, points, self.inputs)), new((points, every, self.outputs))
+        window, row = padded.stride(0), padded.stride(1)
+        return _Room(
+            padded=padded,
+            tiles=padded.as_strided(gathered.shape, (window, TILE * row, row, 1)),
+            gathered=gathered,
+            flat=gathered.view(every, points, self.inputs),
+            forth=self._forth.expand(every, -1, -1),
+            wide=wide,
+            by_point=wide.transpose(0, 1),
+            products=products,
+            by_tile=products.transpose(0, 1),
+            back=self._back.expand(every, -1, -1),
+        )
+
+
+class _Room(NamedTuple):
+    """What so many windows are computed in, with every view of it: each would be a call.
+
+    Args:
+        padded: Windows between zeros, ``(n, positions, C)``.
+        tiles: Overlapping tiles of them, ``(n, tiles, points, C)``; a view.
+        gathered: A copy of these.
+        flat: The copy as ``(n·tiles, points, C)``.
+        forth: Bᵀ for each tile.
+        wide: V by tile, ``(n·tiles, points, C)``.
+        by_point: V by point.
+        products: M by point, ``(points, n·tiles, O)``.
+        by_tile: M by tile.
+        back: Aᵀ for each tile.
+    """
+
+    padded: torch.Tensor
+    tiles: torch.Tensor
+    gathered: torch.Tensor
+    flat: torch.Tensor
+    forth: torch.Tensor
+    wide: torch.Tensor
+    by_point: torch.Tensor
+    products: torch.Tensor
+    by_tile: torch.Tensor
+    back: torch.Tensor
 
 
 @lru_cache

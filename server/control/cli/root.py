@@ -117,14 +117,24 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         emit_error(_usage(error), form)
         return InputError.exit_code
-    except BrokenPipeError:
-        return 1
-    except Exception:
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 1
         traceback.print_exc()
         bug = FleetError("bug", "unexpected failure; the traceback above is a bug in Corefleet", "")
         emit_error(bug, form)
         return 5
     return outcome if isinstance(outcome, int) else 0
+
+
+def _nobody_reads() -> bool:
+    """Tell whether standard output is closed, as by ``head``; any other broken pipe is a bug."""
+    try:
+        sys.stdout.write("")
+        sys.stdout.flush()
+    except (BrokenPipeError, ValueError):
+        return True
+    return False
 
 
 def _usage(error: click.ClickException) -> InputError:

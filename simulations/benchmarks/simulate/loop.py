@@ -10,7 +10,6 @@ model once a round, trains its share of the cohort and sends back one weighted s
 from __future__ import annotations
 
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,6 +28,7 @@ from simulations.benchmarks.simulate.outcome import Watch
 from simulations.benchmarks.simulate.trainee import counts_of, trainee_of
 from simulations.benchmarks.simulate.windows import read_windows
 from simulations.benchmarks.simulate.work import Work, is_evaluated, read_work
+from simulations.machine import cores
 
 __all__ = ["Worker", "main", "run"]
 
@@ -147,7 +147,7 @@ def main(method: str, work: Path, out: Path, processes: int = 0, threads: int = 
     torch.set_num_threads(threads)
     # PyTorch imports its compiler with the first optimiser, for a second; once is enough.
     torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    run(read_work(work), method, processes or os.cpu_count() or 1, watch)
+    run(read_work(work), method, processes or cores(), watch)
     watch.write(out)
 
 

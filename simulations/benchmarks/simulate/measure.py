@@ -8,9 +8,9 @@ from pathlib import Path
 
 from fleet.errors import RoundError
 from simulations.benchmarks.simulate.outcome import Outcome
-from simulations.benchmarks.simulate.processes import Finished, execute
 from simulations.benchmarks.simulate.sides import Side, Surroundings
 from simulations.benchmarks.simulate.work import Work
+from simulations.processes import Finished, execute
 
 __all__ = ["TIMEOUT_S", "Measured", "OneRun", "measure"]
 
@@ -79,7 +79,7 @@ def _once(name: str, side: Side, work: Work, around: Surroundings, number: int) 
     folder.mkdir(parents=True)
     log = folder / "log.txt"
     with side.command(work, folder, around) as command:
-        seen = execute(command, folder, log, TIMEOUT_S)
+        seen = execute(command, folder, log, TIMEOUT_S, memory=True)
     if seen.code:
         raise RoundError("side-failed", f"exit code {seen.code}; {_last_line(log)}")
     try:

@@ -10,9 +10,9 @@ from rich.table import Table
 
 from simulations.bench import Measurement, header
 from simulations.benchmarks.simulate.measure import Measured, OneRun
-from simulations.benchmarks.simulate.processes import MEMORY
 from simulations.benchmarks.simulate.sides import SIDES
 from simulations.benchmarks.simulate.work import Work
+from simulations.processes import MEMORY
 
 __all__ = ["AGAINST", "draw_table", "record_of"]
 

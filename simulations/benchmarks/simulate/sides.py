@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from server.flower import QUIET_ENVIRONMENT
+from simulations import machine
 from simulations.benchmarks.simulate import cohort
 from simulations.benchmarks.simulate.outcome import Outcome, of_run_folder, read_outcome
-from simulations.benchmarks.simulate.processes import Command
 from simulations.benchmarks.simulate.work import Work
+from simulations.flwr_run import CHECKOUT, flwr_command
+from simulations.processes import Command
 
 __all__ = ["SIDES", "Side", "Surroundings", "find_sides"]
 
 HERE = "simulations.benchmarks.simulate"
-CHECKOUT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Surroundings:
     """
 
     pfl_python: str | None = None
-    cores: int = os.cpu_count() or 1
+    cores: int = field(default_factory=machine.cores)
 
 
 @dataclass(frozen=True)
@@ -82,58 +79,16 @@ def _pfl(work: Work, out: Path, around: Surroundings) -> Iterator[Command]:
 
 
 def _flower(*, tuned: bool) -> Callable[..., contextlib.AbstractContextManager[Command]]:
-    """Make the command of ``flwr run``, which starts a SuperLink of its own and then Ray.
-
-    Tuned is what a user can do without touching code: one core and so one actor per core for a
-    client instead of Flower's two, the SuperLink's state in memory, one thread per actor.
-    """
+    """Make the command of ``flwr run``, which starts a SuperLink of its own and then Ray."""
 
     @contextlib.contextmanager
     def command(work: Work, out: Path, around: Surroundings) -> Iterator[Command]:
+        config = work.config.model_copy(update={"out": str(out)})
         # Ray's sockets lie in here, and a socket's path has at most 107 bytes.
         with tempfile.TemporaryDirectory(prefix="fleet-", ignore_cleanup_errors=True) as home:
-            _connect(Path(home), in_memory=tuned)
-            config = work.config.model_copy(update={"out": str(out)}).for_flower()
-            lines = [f"{key} = {json.dumps(value)}\n" for key, value in config.items()]
-            (Path(home) / "run.toml").write_text("".join(lines), encoding="utf-8")
-            federation = f"num-supernodes={work.config.devices}"
-            if tuned:
-                federation += f" client-resources-num-cpus=1 init-args-num-cpus={around.cores}"
-            words = [str(Path(sys.executable).parent / "flwr"), "run", str(CHECKOUT), "--stream"]
-            words += ["--federation-config", federation, "--run-config", f"{home}/run.toml"]
-            yield Command(tuple(words), _flower_environment(home, tuned=tuned))
+            yield flwr_command(config, Path(home), config.devices, around.cores, tuned=tuned)
 
     return command
-
-
-def _connect(home: Path, *, in_memory: bool) -> None:
-    address = ":local-in-memory:" if in_memory else ":local:"
-    lines = ["[superlink]", 'default = "bench"', "[superlink.bench]", f'address = "{address}"']
-    (home / "config.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _flower_environment(home: str, *, tuned: bool) -> dict[str, str]:
-    ports = [str(port) for port in _free_ports(2)]
-    # Flower starts its children by their bare names.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    own = {
-        **QUIET_ENVIRONMENT,
-        "FLWR_HOME": home,
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": ports[0],
-        "FLWR_LOCAL_CONTROL_API_PORT": ports[1],
-        "PATH": path,
-        "RAY_TMPDIR": home,
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    return own | ({"OMP_NUM_THREADS": "1"} if tuned else {})
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def _of_our_engine(out: Path) -> Outcome:

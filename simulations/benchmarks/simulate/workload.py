@@ -23,7 +23,7 @@ from fleet.errors import InputError, UnavailableError
 from fleet.files import write_json
 from fleet.har import canonical
 from fleet.har.population import Population, population_of
-from fleet.har.sources import BUILT_IN, find
+from fleet.har.sources import default_name, find, locate
 from fleet.har.virtual import VirtualFleet, virtual_fleet
 from fleet.seeds import generator
 from server.prepare import normalisation_of, obtain_base
@@ -133,11 +133,12 @@ def cohorts_of(config: RunConfig) -> tuple[tuple[int, ...], ...]:
 
 def _data(config: RunConfig, folder: Path) -> str:
     """Return what names the data for every side; a generated set is written once."""
-    if config.data not in BUILT_IN:
-        path = Path(config.data)
-        return str(path.resolve()) if path.suffix or path.exists() else config.data
+    name = config.data or default_name()
+    found = locate(name)
+    if found is not None:
+        return str(found.resolve())
     path = folder / "data.npz"
-    canonical.write(find(config.data), path)
+    canonical.write(find(name), path)
     return str(path)
 
 

@@ -73,6 +73,19 @@ def test_a_path_is_read_as_it_stands(folder: Path, name: str) -> None:
     assert sources.find(str(folder / name)).name == "mine"
 
 
+def test_a_path_is_told_from_a_name_as_it_is_read(folder: Path) -> None:
+    Path("mine").mkdir()  # a folder of that name is not the data set
+    Path("synthetic.npz").write_bytes(b"")
+    for name in ("mine", "synthetic", "absent"):
+        assert sources.path_of(name) is None
+    assert sources.locate("mine") == folder / "mine.npz"
+    assert sources.locate("synthetic") is None
+    for suffix in ("", ".npz", ".json"):
+        assert sources.path_of(f"{folder}/mine{suffix}") == folder / "mine.npz"
+        assert sources.locate(f"{folder}/mine{suffix}") == folder / "mine.npz"
+    assert sources.path_of("absent.json") == Path("absent.npz")
+
+
 def test_an_unknown_name_lists_the_known_and_where_they_were_sought(folder: Path) -> None:
     code, text = code_of("hapt")
     assert code == "data-unknown"

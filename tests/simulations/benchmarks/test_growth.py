@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from fleet.errors import InputError, RoundError
 from simulations.benchmarks import growth
 from simulations.benchmarks.growth import Point, draw_growth
-from simulations.benchmarks.simulate.processes import Finished
 from simulations.cli.bench import app
+from simulations.processes import Finished
 
 
 def record(points: list[Point]) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def test_a_point_is_a_real_simulation_and_both_axes_share_it(tmp_path: Path) -> 
 def test_a_command_that_fails_names_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(growth, "execute", lambda *args: Finished(1, 0.1, 0))
+    monkeypatch.setattr(growth, "execute", lambda *args, **options: Finished(1, 0.1))
     with pytest.raises(RoundError, match=r"4-devices-2-a-round: exit code 1; see .*\.txt"):
         growth.run([4], [2], tmp_path, windows=6, rounds=2, on_point=lambda point: None)
 

@@ -5,7 +5,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,11 +23,11 @@ from fleet.config import RunConfig
 from fleet.errors import InputError, RoundError
 from fleet.federate.records import Plan
 from fleet.files import write_json
-from fleet.har.sources import BUILT_IN
+from fleet.har.sources import BUILT_IN, ENVIRONMENT
 from fleet.peft.registry import find
 from server.control.cli import root
 from server.store import RunFolder
-from simulations.benchmarks.simulate import cohort, loop, processes
+from simulations.benchmarks.simulate import cohort, loop, workload
 from simulations.benchmarks.simulate.measure import measure
 from simulations.benchmarks.simulate.outcome import (
     Outcome,
@@ -36,13 +35,14 @@ from simulations.benchmarks.simulate.outcome import (
     of_run_folder,
     read_outcome,
 )
-from simulations.benchmarks.simulate.processes import Command, Finished, execute
 from simulations.benchmarks.simulate.report import record_of
 from simulations.benchmarks.simulate.sides import SIDES, Side, Surroundings, find_sides
 from simulations.benchmarks.simulate.trainee import MOMENTUM
 from simulations.benchmarks.simulate.work import Work, is_evaluated, read_work
 from simulations.benchmarks.simulate.workload import Recipe, cohorts_of, prepare, read_recipe
 from simulations.cli.bench import app
+from simulations.placed import placed
+from simulations.processes import Command, Finished
 from tests.simulations.tiny_fleet import MakeConfig
 
 ROUNDS = 2
@@ -98,6 +98,17 @@ def test_a_prepared_workload_is_read_as_it_was_made(work: Work) -> None:
     assert read_work(work.path) == work
     assert work.sizes["devices"] == 4
     assert 0 < work.sizes["training_windows"] <= 4 * 8
+
+
+def test_a_folder_with_the_name_of_a_data_set_is_not_taken_for_it(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = Path(make_config().data)
+    monkeypatch.setenv(ENVIRONMENT, str(tiny.parent))
+    monkeypatch.chdir(tmp_path)
+    Path(tiny.stem).mkdir()
+    config = make_config(data=tiny.stem)
+    assert workload._data(config, tmp_path) == placed(config).data == str(tiny.resolve())
 
 
 @pytest.mark.parametrize("method", ["core", "full"])
@@ -229,7 +240,7 @@ def test_flower_is_given_the_whole_run_configuration(work: Work) -> None:
         given = tomllib.loads((home / "run.toml").read_text())
         connection = tomllib.loads((home / "config.toml").read_text())
     assert given == {**work.config.for_flower(), "out": "/out"}
-    assert connection["superlink"]["bench"]["address"] == ":local-in-memory:"
+    assert connection["superlink"]["own"]["address"] == ":local-in-memory:"
 
 
 def test_a_side_without_its_package_says_so() -> None:
@@ -244,44 +255,6 @@ def test_sides_are_chosen_by_name_and_keep_their_order() -> None:
     assert list(find_sides("")) == list(SIDES)
     with pytest.raises(InputError, match="no side ray"):
         find_sides("cohort,ray")
-
-
-def test_a_command_is_measured_with_what_it_starts_and_nothing_is_left(tmp_path: Path) -> None:
-    ready = tmp_path / "ready"
-    child = f"import time,pathlib;b=bytes(range(256))*200000;pathlib.Path({str(ready)!r}).touch()"
-    child += ";time.sleep(600)"
-    parent = (
-        "import subprocess,sys,time,pathlib\n"
-        f"subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True)\n"
-        f"while not pathlib.Path({str(ready)!r}).exists(): time.sleep(0.01)\n"
-        "time.sleep(0.5); print('over')"
-    )
-    command = Command((sys.executable, "-c", parent), {"COREFLEET_TOY": "1"})
-    seen = execute(command, tmp_path, tmp_path / "log", 60)
-    assert seen.code == 0
-    assert (tmp_path / "log").read_text() == "over\n"
-    if sys.platform == "linux":
-        assert seen.peak_bytes > 50e6
-        assert not _with_variable(b"COREFLEET_TOY=1")
-
-
-def _with_variable(marker: bytes) -> list[str]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if marker in path.read_bytes().split(b"\0"):
-                found.append(path.parent.name)
-        except OSError:
-            continue
-    return found
-
-
-def test_a_command_that_never_ends_is_ended(tmp_path: Path) -> None:
-    command = Command((sys.executable, "-c", "import time; time.sleep(600)"), {})
-    start = time.monotonic()
-    with pytest.raises(RoundError, match="took more than"):
-        execute(command, tmp_path, tmp_path / "log", 0.2)
-    assert time.monotonic() - start < processes.END_TIMEOUT_S
 
 
 def toy_side(words: tuple[str, ...], absent: str = "") -> Side:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -147,6 +148,22 @@ def test_a_dry_run_says_what_is_known_and_writes_nothing(ask: Ask, tmp_path: Pat
     assert (data["left"], data["seconds"]) == (2, 2 * 2.0 / 2)
 
 
+def test_help_names_the_engines_that_a_sweep_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["sweep", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "[cohort|loop]" in text
+    assert "ray" not in text
+
+
+@pytest.mark.usefixtures("at_once")
+def test_as_many_processes_as_this_one_may_use_cores(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5, 7}, raising=False)
+    code, envelope = ask("sweep", "data=synthetic", "rank=1", "--dry-run")
+    assert (code, envelope["data"]["jobs"]) == (0, 3)
+
+
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize(
     ("words", "error"),
@@ -158,6 +175,10 @@ def test_a_dry_run_says_what_is_known_and_writes_nothing(ask: Ask, tmp_path: Pat
         ("rank=0", "recipe-invalid"),
         ("data=nowhere rank=1", "data-unknown"),
         ("data=synthetic base=nowhere.safetensors", "bundle-missing"),
+        ("data=synthetic trace=weekly", "unknown-trace"),
+        ("data=synthetic trace=steady --engine loop", "trace-engine"),
+        ("data=synthetic rank=1 --engine ray", "sweep-engine"),
+        ("data=synthetic rank=1 --engine ray-cohort --dry-run", "sweep-engine"),
         ("--out nothing-here", "no-sweep"),
         ("rank=1 --jobs -1", "usage"),
     ],

@@ -63,6 +63,10 @@ def loopback_cluster() -> Iterator[LoopbackCluster]:
     folder = tempfile.mkdtemp(prefix="fleet-")
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        # The address of the last cluster is kept below here, in a folder that nobody else makes:
+        # the machine's own is not there before the first Ray, and its other users read it.
+        os.mkdir(os.path.join(folder, "ray"))
+        stack.enter_context(pytest.MonkeyPatch.context()).setenv("RAY_TMPDIR", folder)
         with marked() as marker:
             stack.callback(_end_all, marker)
             cluster = LoopbackCluster(folder)

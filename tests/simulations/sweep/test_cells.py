@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from fleet.adapt.base import load_base
 from fleet.config import RunConfig
+from fleet.errors import InputError
 from fleet.har.population import population_of
 from server.prepare import obtain_base
 from simulations.engines import Engine
 from simulations.sweep.cells import cells_of, fingerprints
 from simulations.sweep.worker import BaseJob, base_path, do
+from simulations.traces import trace
+from simulations.traces.trace import trace_text
 from tests.simulations.sweep.made import PRINTS, cells, recipe
 
 
@@ -78,16 +82,65 @@ def test_paths_are_made_absolute_and_names_are_left(
     real = fingerprints()
     here = tiny_data.parent.resolve()
     assert real.data("tiny.npz")[0] == str(here / "tiny.npz")
-    assert real.data("tiny")[0] == str(here / "tiny")
+    assert real.data("tiny")[0] == str(here / "tiny.npz")
     assert real.data("tiny.npz")[1] == real.data("tiny")[1] != real.data("synthetic")[1]
     assert real.data("synthetic")[0] == "synthetic"
     assert real.base(tiny_base_file.name) == (
         str(tiny_base_file.resolve()),
         load_base(tiny_base_file).digest,
     )
-    assert real.trace("commute") == ("commute", "commute")
-    (here / "trace.toml").write_text("")
-    assert real.trace("trace.toml")[0] == str(here / "trace.toml")
+
+
+def test_a_trace_counts_by_its_content_and_the_package_s_own_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = tmp_path.resolve()
+    shipped = trace_text("steady")
+    Path("mine.toml").write_text(shipped)
+    Path("steady").write_text(trace_text("nightly"))
+    # As simulations.traces reads them: a file beside does not change what a name stands for.
+    assert fingerprints().trace("steady") == ("steady", sha256(shipped.encode()).hexdigest())
+    assert fingerprints().trace("mine.toml") == (
+        str(here / "mine.toml"),
+        fingerprints().trace("steady")[1],
+    )
+    assert fingerprints().trace("./steady") == (
+        str(here / "steady"),
+        fingerprints().trace("nightly")[1],
+    )
+    monkeypatch.setattr(trace, "_shipped", lambda: here / "later")
+    Path("later").mkdir()
+    Path("later/steady.toml").write_text(trace_text("mine.toml").replace("about =", "about  ="))
+    assert fingerprints().trace("steady")[0] == "steady"
+    assert fingerprints().trace("steady")[1] != sha256(shipped.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("commute", "unknown-trace"), ("broken.toml", "bad-trace")]
+)
+def test_a_trace_that_cannot_be_used_is_refused_with_the_recipe(
+    name: str, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.toml").write_text("about = 1\n")
+    with pytest.raises(InputError) as caught:
+        cells_of(recipe(trace=(name,)), Engine.cohort, replace(PRINTS, trace=fingerprints().trace))
+    assert caught.value.code == error
+
+
+@pytest.mark.parametrize("engine", [Engine.ray, Engine.ray_cohort])
+def test_engines_with_processes_of_their_own_are_refused(engine: Engine) -> None:
+    with pytest.raises(InputError, match="cohort or loop, not ray") as caught:
+        cells_of(recipe(rank=(1,)), engine, PRINTS)
+    assert caught.value.code == "sweep-engine"
+    assert f"fleet simulate --engine {engine.value}" in caught.value.hint
+
+
+def test_one_cell_that_its_engine_cannot_run_refuses_the_recipe() -> None:
+    with pytest.raises(InputError, match="a trace needs one, not loop") as caught:
+        cells_of(recipe(trace=("", "steady")), Engine.loop, PRINTS)
+    assert caught.value.code == "trace-engine"
 
 
 def test_a_shared_base_is_bit_for_bit_the_one_that_a_cell_would_train(

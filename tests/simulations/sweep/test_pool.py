@@ -4,10 +4,11 @@ import os
 import signal
 import threading
 import time
+from typing import Any
 
 import pytest
 
-from simulations.sweep.pool import Lost, Pool
+from simulations.sweep.pool import HIRES, Lost, Pool
 from simulations.sweep.run import PRELOAD
 
 FOR_EVER = 60.0
@@ -43,6 +44,36 @@ def test_a_process_that_dies_takes_only_its_own_job_with_it() -> None:
     assert isinstance(lost, Lost)
     assert lost.code == -signal.SIGKILL
     assert done == {i: i for i in (0, 1, 2, 4, 5)}
+
+
+def test_a_process_that_dies_while_it_is_idle_is_replaced_and_costs_nothing() -> None:
+    with Pool(1, double, PRELOAD) as pool:
+        assert list(pool.run([1])) == [(1, 2)]
+        (idle,) = pool._workers
+        idle.process.kill()
+        idle.process.join()
+        assert list(pool.run([2, 3])) == [(2, 4), (3, 6)]
+        assert idle not in pool._workers
+
+
+def test_processes_that_die_at_once_are_replaced_a_bounded_number_of_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hire, hired = Pool._hire, []
+
+    def hire_the_dead(pool: Pool[int, int]) -> Any:
+        worker = hire(pool)
+        worker.process.kill()
+        worker.process.join()
+        hired.append(worker)
+        return worker
+
+    monkeypatch.setattr(Pool, "_hire", hire_the_dead)
+    with Pool(1, double, PRELOAD) as pool:
+        ((item, lost),) = pool.run([1])
+        assert pool._workers == []
+    assert isinstance(lost, Lost)
+    assert (item, lost.code, len(hired)) == (1, -signal.SIGKILL, HIRES)
 
 
 def test_an_interrupt_does_not_wait_for_what_runs() -> None:

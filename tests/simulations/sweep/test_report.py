@@ -4,15 +4,18 @@ import base64
 import csv
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from fleet.errors import InputError
+from fleet.errors import InputError, StorageError
+from fleet.files import write_json
 from simulations.sweep import figures
 from simulations.sweep.figures import draw
 from simulations.sweep.findings import Entry, Findings, findings_of, read_findings
+from simulations.sweep.outcome import read_result
 from simulations.sweep.page import page
 from simulations.sweep.table import cells_csv, columns, records, rounds_csv, summary_rows
 from tests.simulations.sweep.made import SCORES, cells, kept_sweep, result
@@ -108,6 +111,35 @@ def test_what_comes_from_a_recipe_or_an_error_is_escaped(text: str) -> None:
     assert "Made &lt;by&gt; hand" in text
     assert "rank 9 &lt;is&gt; not possible" in text
     assert "<by>" not in text
+
+
+def test_a_digest_of_somebody_else_s_file_is_escaped() -> None:
+    (cell,) = cells(rank=(1,))
+    bad = replace(result(0.8), digest='"><script>alert(1)</script>')
+    shown = page(findings_of("t", ["x"], (), [Entry(cell.id, cell.values(), bad)]))
+    assert not Seen(shown).all("script")
+    assert "&lt;script&gt;" in shown
+
+
+@pytest.mark.parametrize("digest", ['"><script>alert(1)</script>', "a" * 63, "A" * 64, 5, None])
+@pytest.mark.parametrize("place", ["summary", "round", "base"])
+def test_what_is_no_digest_is_refused_where_it_is_read(
+    tmp_path: Path, place: str, digest: object
+) -> None:
+    given = {each: digest if each == place else "a" * 64 for each in ("summary", "round", "base")}
+    traffic = dict.fromkeys(("bytes_up", "bytes_down", "wire_bytes_up", "wire_bytes_down"), 1)
+    scores = dict.fromkeys(
+        ("macro_f1", "macro_f1_devices_mean", "macro_f1_devices_worst_decile"), 0.5
+    )
+    rest = {"trained_parameters": 1, "learning_rate": 0.1, "refused": 0, "seconds": 1.0}
+    release = {"release": {"digest": given["summary"]}}
+    write_json(tmp_path / "core" / "summary.json", {**scores, **traffic, **rest, **release})
+    times = {"opened_at_s": 0.0, "closed_at_s": 1.0, "accepted": [], "refused": []}
+    record = {"round": 1, "release": [1, given["round"]], "traffic": traffic, **times}
+    write_json(tmp_path / "core" / "rounds" / "000001.json", record)
+    with pytest.raises(StorageError, match="64 hexadecimal digits") as caught:
+        read_result(tmp_path, "core", given["base"])  # type: ignore[arg-type]
+    assert caught.value.code == "run-damaged"
 
 
 def test_the_same_findings_make_the_same_page(findings: Findings, text: str) -> None:

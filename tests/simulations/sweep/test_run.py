@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fleet.errors import InputError
 from simulations.engines import Engine
 from simulations.progress import Silent
 from simulations.sweep.cells import Cell, cells_of, fingerprints
@@ -96,6 +97,19 @@ def test_failed_cells_run_again_when_they_are_queued_again(
     again, notes = run_in(folder, sweep_of(tiny_data), jobs=1)
     assert notes == ["cells 2"]
     assert outcome(again) == outcome(kept)
+
+
+def test_what_was_queued_for_an_engine_that_no_sweep_has_is_refused_before_any_cell(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    first, second = sweep_of(tiny_data)[:2]
+    cells, notes = [first, replace(second, engine=Engine.ray)], Notes()
+    store = Store(tmp_path, writable=True)
+    store.add(cells, "Test", [])
+    with pytest.raises(InputError, match="not ray") as caught:
+        execute(store, tmp_path, cells, 1, notes)
+    assert caught.value.code == "sweep-engine"
+    assert (notes.notes, [each.state for each in store.kept()]) == ([], ["queued"] * 2)
 
 
 class Telling(Silent):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import subprocess
@@ -133,7 +134,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (StorageError("disk-full", "no space", ""), 1),
         (KeyboardInterrupt(), 130),
         (click.Abort(), 130),
-        (BrokenPipeError(), 1),
+        (BrokenPipeError(), 5),
         (ZeroDivisionError(), 5),
     ],
 )
@@ -142,6 +143,17 @@ def test_every_way_to_end_has_its_exit_code(
 ) -> None:
     failing(monkeypatch, error)
     assert run(["break"]) == code
+
+
+def test_a_reader_that_has_gone_away_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, BrokenPipeError())
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stdout", closed)
+    assert run(["break"]) == 1
+    assert capsys.readouterr().err == ""
 
 
 def test_a_bug_shows_its_traceback_and_one_envelope(

@@ -1,8 +1,8 @@
-"""A command and every process that it starts: how much memory they hold, and their end.
+"""A command and every process that it starts: their end, and how much memory they hold.
 
 Processes are known by a variable in their environment, which children inherit, so that those that
-detach themselves (Flower's SuperLink, Ray's daemons) are found as well. Memory is the sum of their
-proportional set sizes (PSS), where a page that n processes share counts 1/n in each.
+detach themselves (Flower's SuperLink, Ray's daemons) are found as well. A guard, a process of its
+own, ends them where nobody else can: when whoever ran the command was killed itself.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -23,13 +24,15 @@ from fleet.errors import RoundError
 
 __all__ = ["MARKER", "MEMORY", "Command", "Finished", "end", "execute", "processes_of"]
 
-MARKER = "COREFLEET_BENCH_RUN"
-MEMORY = "largest sum of PSS over all processes of a side, sampled from /proc"
+MARKER = "COREFLEET_COMMAND"
+MEMORY = "largest sum of PSS over all processes of a command, sampled from /proc"
 # Reading a process's memory map costs kernel time, which must not slow down what is measured: at
 # most this often, and at most this share of one core.
 SAMPLE_S = 0.1
 SAMPLING_SHARE = 0.05
 END_TIMEOUT_S = 20.0
+POLITE_S = 3.0
+OVER = b"over"
 
 
 @dataclass(frozen=True)
@@ -52,39 +55,43 @@ class Finished:
     Args:
         code: Exit code.
         seconds: From its start to its end, imports included.
-        peak_bytes: See :data:`MEMORY`; 0 where there is no ``/proc``.
+        peak_bytes: See :data:`MEMORY`; 0 where it was not measured or there is no ``/proc``.
     """
 
     code: int
     seconds: float
-    peak_bytes: int
+    peak_bytes: int = 0
 
 
-def execute(command: Command, cwd: Path, log: Path, timeout_s: float) -> Finished:
+def execute(
+    command: Command, cwd: Path, log: Path, timeout_s: float, *, memory: bool = False
+) -> Finished:
     """Run a command to its end, then end whatever it left running.
+
+    Nothing of it outlives this process either, however that ends, where there is a ``/proc``.
 
     Args:
         command: What to run.
         cwd: Its working folder.
         log: File of all that it prints.
         timeout_s: Seconds that it may take.
+        memory: Sample the memory of its processes, which costs some time of a core.
 
     Raises:
-        RoundError: ``side-timeout``, or ``side-outlives`` when a process cannot be ended.
+        RoundError: ``command-timeout``, or ``process-outlives`` when one cannot be ended.
     """
     run = uuid.uuid4().hex
     environment = {**os.environ, **command.environment, MARKER: run}
+    sampler = _Memory(run)
     try:
-        with log.open("wb") as output, _Memory(run) as memory:
+        with _guarded(run), log.open("wb") as output, sampler if memory else nullcontext():
             start = time.perf_counter()
             code = _run(command.words, cwd, environment, output, timeout_s)
             seconds = time.perf_counter() - start
     except subprocess.TimeoutExpired as error:
         text = f"{command.words[0]} took more than {timeout_s:g} s; see {log}"
-        raise RoundError("side-timeout", text) from error
-    finally:
-        end(run)
-    return Finished(code, seconds, memory.peak_bytes)
+        raise RoundError("command-timeout", text) from error
+    return Finished(code, seconds, sampler.peak_bytes)
 
 
 def _run(
@@ -111,8 +118,50 @@ def _run(
             raise
 
 
+@contextmanager
+def _guarded(run: str) -> Iterator[None]:
+    """End a run's processes after the block; if we are killed in it, the guard does."""
+    # Without the mark of whoever runs us: the guard must outlive the end of that run.
+    environment = {name: value for name, value in os.environ.items() if name != MARKER}
+    guard = subprocess.Popen(
+        [sys.executable, "-m", __name__, run],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    word = b""
+    try:
+        yield
+    finally:
+        try:
+            end(run)
+            word = OVER
+        finally:
+            try:
+                guard.communicate(word, 2 * END_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                guard.kill()
+                guard.communicate()
+
+
+def _guard(run: str) -> None:
+    """Wait for the end of whoever started us, and end the run's processes unless they did."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    # The system closes the pipe of a process that is gone, whatever ended it.
+    if sys.stdin.buffer.read() != OVER:
+        # At once: the run may be taken up again any moment, and would have a second writer.
+        end(run, politely=False)
+
+
 class _Memory:
-    """Samples the memory of a run's processes in a thread."""
+    """Samples the memory of a run's processes in a thread.
+
+    It is the sum of proportional set sizes (PSS), where a page that n processes share counts 1/n
+    in each.
+    """
 
     def __init__(self, run: str) -> None:
         self.peak_bytes = 0
@@ -175,21 +224,29 @@ def _pss_bytes(pid: int) -> int:
     return next((int(each.split()[1]) * 1024 for each in lines if each.startswith("Pss:")), 0)
 
 
-def end(run: str) -> None:
-    """End a run's processes, politely first.
+def end(run: str, *, politely: bool = True) -> None:
+    """End a run's processes.
+
+    Args:
+        run: Their mark.
+        politely: Ask them first, and give them ``POLITE_S`` to end by themselves.
 
     Raises:
-        RoundError: ``side-outlives`` when one cannot be ended.
+        RoundError: ``process-outlives`` when one cannot be ended.
     """
     until = time.monotonic() + END_TIMEOUT_S
-    number = signal.SIGTERM
+    number = signal.SIGTERM if politely else signal.SIGKILL
     while alive := processes_of(run):
         if time.monotonic() > until:
-            raise RoundError("side-outlives", f"processes {sorted(alive)} cannot be ended")
+            raise RoundError("process-outlives", f"processes {sorted(alive)} cannot be ended")
         for pid in alive:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
-        polite = time.monotonic() + 3.0
-        while processes_of(run) and time.monotonic() < polite:
+        patience = time.monotonic() + POLITE_S
+        while processes_of(run) and time.monotonic() < patience:
             time.sleep(0.05)
         number = signal.SIGKILL
+
+
+if __name__ == "__main__":
+    _guard(sys.argv[1])
