@@ -21,10 +21,18 @@ def test_chunks_hold_everybody_once_and_do_not_depend_on_the_order_of_asking(
 ) -> None:
     chunks = chunks_of(list(sizes), sizes.__getitem__, size)
     assert sorted(p for chunk in chunks for p in chunk) == sorted(sizes)
-    assert all(len(chunk) == size for chunk in chunks[:-1])
+    lengths = [len(chunk) for chunk in chunks]
+    assert max(lengths, default=0) <= size
+    assert max(lengths, default=0) - min(lengths, default=0) <= 1
+    assert len(chunks) < 2 or len(chunks) % 2 == 0 or len(chunks) == len(sizes)
     assert chunks_of(list(reversed(sizes)), sizes.__getitem__, size) == chunks
     held = [sizes[p] for chunk in chunks for p in chunk]
     assert held == sorted(held, reverse=True)
+
+
+def test_fifty_devices_are_eight_chunks() -> None:
+    lengths = [len(chunk) for chunk in chunks_of(range(50), lambda _: 0, 8)]
+    assert sorted(lengths) == [6, 6, 6, 6, 6, 6, 7, 7]
 
 
 @given(sizes=SIZES, size=st.integers(1, 9))
