@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -76,12 +77,20 @@ def test_processes_that_die_at_once_are_replaced_a_bounded_number_of_times(
     assert (item, lost.code, len(hired)) == (1, -signal.SIGKILL, HIRES)
 
 
-def test_an_interrupt_does_not_wait_for_what_runs() -> None:
+def test_an_interrupt_does_not_wait_for_what_runs(interruptible: None) -> None:
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt), Pool(2, hang, PRELOAD) as pool:
         # Pressed from the loop that waits on the workers, as a terminal would.
         list(pool.run([FOR_EVER], lambda item: press_soon()))
     assert time.monotonic() - begun < FOR_EVER / 2
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C works here also where whoever started the tests has it ignored, as a shell's ``&``."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def press_soon() -> None:
