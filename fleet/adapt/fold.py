@@ -13,6 +13,7 @@ import copy
 import torch
 from torch import fx, nn
 
+from fleet.adapt.tracing import trace
 from fleet.errors import ModelError
 
 __all__ = ["ChannelAffine", "Convolution", "fold"]
@@ -73,7 +74,7 @@ def fold(model: nn.Module) -> nn.Module:
 def _convolution_before(model: nn.Module) -> dict[str, str]:
     """Map each batch norm to the convolution whose output goes there and nowhere else."""
     try:
-        graph = _Tracer().trace(model)
+        graph = trace(_Tracer(), model)
     except Exception as error:  # fx raises whatever the model's own forward raises on a proxy
         raise ModelError(
             "untraceable",

@@ -23,6 +23,7 @@ from fleet.adapt.lean.pooling import MaxPool
 from fleet.adapt.lean.recorded import Recorded
 from fleet.adapt.lean.tape import INPUT, Step, Tape
 from fleet.adapt.lean.translate import CALLS, Unknown, of_module
+from fleet.adapt.tracing import trace
 
 __all__ = ["Refused", "build"]
 
@@ -57,7 +58,7 @@ def build(network: nn.Module, trained: Mapping[str, nn.Parameter]) -> Tape:
         Refused: When it has none.
     """
     try:
-        nodes = list(_Tracer().trace(network).nodes)
+        nodes = list(trace(_Tracer(), network).nodes)
     except Exception as error:  # fx raises whatever the model's own forward raises on a proxy
         raise Refused(f"it cannot be followed symbolically: {error}") from error
     if sum(node.op == "placeholder" for node in nodes) != 1:

@@ -1,0 +1,160 @@
+"""``fleet-device status | doctor``: what is known of a device, and whether it can do its work."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clients.agent.cli.render import DEFAULT_STATE, Format, FormatOption, StateOption, emit
+from clients.agent.config import DECISIONS_FILE, PUBLIC_KEY, load_config
+from clients.agent.decisions import DecisionLog
+from fleet.errors import FleetError, InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from clients.agent.doctor import Finding
+
+__all__ = ["doctor", "status"]
+
+STYLES = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
+
+
+def status(state: StateOption = DEFAULT_STATE, form: FormatOption = Format.table) -> None:
+    """Say what the state directory tells: device, served release, windows, labels, last decision.
+
+    Nothing is changed, and no process is asked; what is not known is left out or null.
+    """
+    state = state.expanduser()
+    config = load_config(state)
+    data: dict[str, Any] = {
+        "name": config.name,
+        "state": str(state),
+        "server": config.server,
+        "has_key": (state / PUBLIC_KEY).is_file(),
+        "served": _served(state),
+        "store": _counts(state),
+        "last_decision": DecisionLog(state / DECISIONS_FILE).last(),
+    }
+    emit(data, form, lambda console: _show_status(console, data))
+
+
+status.examples = (  # type: ignore[attr-defined]  # the root prints it under the help
+    "Examples:\n\nfleet-device status\n\nfleet-device status --format json"
+)
+
+
+def doctor(
+    state: StateOption = DEFAULT_STATE,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Name of a check; may be repeated.")
+    ] = None,
+    form: FormatOption = Format.table,
+) -> int:
+    """Check the device: each finding with its detail and, where something is wrong, a fix.
+
+    The exit code is 1 when a check failed; a warning leaves it at 0.
+    """
+    from clients.agent.doctor import CHECKS, Result, examine, subject_of, worst
+
+    known = [check.name for check in CHECKS]
+    strange = sorted(set(only or ()) - set(known))
+    if strange:
+        raise InputError(
+            "unknown-check",
+            f"there is no check {', '.join(strange)}",
+            f"The checks: {', '.join(known)}",
+        )
+    findings = examine(subject_of(state.expanduser()), only=only or ())
+    verdict = worst(findings)
+    data = {"verdict": verdict.value, "findings": [each.record() for each in findings]}
+    emit(data, form, lambda console: _show_findings(console, findings))
+    return 1 if verdict is Result.fail else 0
+
+
+doctor.examples = (  # type: ignore[attr-defined]
+    "Examples:\n\nfleet-device doctor\n\nfleet-device doctor --only clock --only server"
+)
+
+
+def _served(state: Path) -> dict[str, Any] | None:
+    """Return the pointer to the served model; torch is not needed to read it."""
+    from clients.agent.doctor.integrity import SERVING, present
+
+    if not present(SERVING):
+        return None
+    from clients.agent.serving.folder import CURRENT, ModelFolder
+
+    pointer = ModelFolder(state).readable_pointer(CURRENT)
+    return None if pointer is None else pointer.model_dump(mode="json")
+
+
+def _counts(state: Path) -> dict[str, Any] | None:
+    from clients.agent.doctor.integrity import STORE, present
+
+    if not present(STORE):
+        return None
+    from clients.agent.store.store import FILE_NAME, open_reader
+
+    if not (state / FILE_NAME).is_file():
+        return None
+    try:
+        with open_reader(state, clock=time.time) as store:
+            counts = store.windows.counts()
+            labels = sorted({label for _, label in counts if label is not None})
+            return {
+                "windows": sum(counts.values()),
+                "labelled": sum(n for (_, label), n in counts.items() if label is not None),
+                "by_label": {
+                    label: sum(n for (_, own), n in counts.items() if own == label)
+                    for label in labels
+                },
+                "bytes": store.windows.bytes(),
+                "counters": store.counters.all(),
+            }
+    except FleetError as error:
+        return {"problem": error.message}
+
+
+def _show_status(console: Console, data: dict[str, Any]) -> None:
+    served, store, last = data["served"], data["store"], data["last_decision"]
+    rows = {
+        "device": data["name"],
+        "state": data["state"],
+        "server": data["server"] or "none yet",
+        "key": "there" if data["has_key"] else "none: fleet-device init",
+        "serves": f"release {served['number']}, {served['digest'][:12]}…" if served else "nothing",
+        "store": _store_line(store),
+        "last decision": _decision_line(last),
+    }
+    for key, value in rows.items():
+        console.print(f"{key:<14} {value}", markup=False, soft_wrap=True)
+
+
+def _store_line(store: dict[str, Any] | None) -> str:
+    if store is None:
+        return "none yet"
+    if "problem" in store:
+        return str(store["problem"])
+    return f"{store['windows']} windows, {store['labelled']} with a label, {store['bytes']} bytes"
+
+
+def _decision_line(last: dict[str, Any] | None) -> str:
+    if last is None:
+        return "none yet"
+    why = ", ".join(map(str, last.get("reasons") or ())) or "may train"
+    return f"{last.get('at', '')}: {why}"
+
+
+def _show_findings(console: Console, findings: list[Finding]) -> None:
+    from rich.text import Text
+
+    for finding in findings:
+        word = finding.result.value
+        line = Text.assemble((f"{word:<5}", STYLES[word]), f"{finding.check:<12} {finding.detail}")
+        console.print(line, soft_wrap=True)
+        if finding.fix:
+            console.print(Text(f"{'':<18}{finding.fix}"), soft_wrap=True)

@@ -1,0 +1,271 @@
+"""``fleet-device init | enroll | install-service``: what is done once per device."""
+
+from __future__ import annotations
+
+import getpass
+import importlib.util
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clients.agent.cli.render import DEFAULT_STATE, Format, FormatOption, StateOption, emit, note
+from clients.agent.config import (
+    CONFIG_FILE,
+    PRIVATE_KEY,
+    PUBLIC_KEY,
+    DeviceConfig,
+    Interpreters,
+    load_config,
+    parse_config,
+    render_config,
+    save_config,
+)
+from clients.agent.service import AGENT_MODULE, Host, units_of
+from fleet.errors import InputError, StorageError, UnavailableError
+from fleet.files import atomic_path, write_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["enroll", "init", "install_service"]
+
+UNIT_FOLDER = Path("/etc/systemd/system")
+
+
+def init(
+    name: Annotated[
+        str, typer.Option("--name", help="Name of the device in the fleet; kept once it is given.")
+    ] = "",
+    state: StateOption = DEFAULT_STATE,
+    server: Annotated[str, typer.Option(help="Server as HOST:PORT.")] = "",
+    root_certificate: Annotated[
+        Path | None, typer.Option(help="Root certificate of the server; it is copied.")
+    ] = None,
+    base: Annotated[Path | None, typer.Option(help="File of the base; it is copied.")] = None,
+    agent_python: Annotated[
+        str, typer.Option(help="Python that has the device's torch; default: this one.")
+    ] = "",
+    bridge_python: Annotated[
+        str, typer.Option(help="Python 3.11 or later that has Flower; default: this one.")
+    ] = "",
+    form: FormatOption = Format.table,
+) -> None:
+    """Make the state directory (0700), the node's key pair (ECDSA P-384) and device.toml.
+
+    A second init completes a first that was cut off; a key and a device.toml that are there stay.
+    """
+    from clients.agent.keys import make_keys
+
+    state = state.expanduser().absolute()
+    _check_given(root_certificate, base)
+    origin = str(base.absolute()) if base is not None else ""
+    wanted = _wanted(_name(name, state), server, origin, agent_python, bridge_python)
+    _make_folder(state)
+    config = _settled(wanted, state)
+    if not (state / PRIVATE_KEY).exists():
+        make_keys(state, config.name)
+    _copied(root_certificate, config.certificate_path(state))
+    if base is not None:
+        _install_base(base, state)
+    data = {
+        "name": config.name,
+        "state": str(state),
+        "config": str(state / CONFIG_FILE),
+        "public_key": str(state / PUBLIC_KEY),
+        "server": config.server,
+    }
+    emit(data, form, lambda console: _show(console, data, "Next: fleet-device enroll"))
+
+
+init.examples = (  # type: ignore[attr-defined]  # the root prints it under the help
+    "Examples:\n\nfleet-device init --name kitchen-1\n\n"
+    "fleet-device init --name jetson-00 --server fleet.example:443 --root-certificate ca.crt\n\n"
+    "Next: fleet-device enroll"
+)
+
+
+def enroll(
+    state: StateOption = DEFAULT_STATE,
+    connection: Annotated[
+        str, typer.Option(help="The operator's name for the server, in Flower's config.toml.")
+    ] = "production",
+    form: FormatOption = Format.table,
+) -> None:
+    """Print the public key, and the exact commands by which the operator registers it."""
+    state = state.expanduser()
+    config = load_config(state)
+    path = state / PUBLIC_KEY
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise InputError(
+            "no-key",
+            f"the public key {path} cannot be read ({error.strerror})",
+            f"Make it: fleet-device init --name {config.name}",
+        ) from error
+    if len(key.split()) < 2 or any(character in key for character in "\n'"):
+        raise StorageError(
+            "key-damaged", f"{path} is no public key of one line", "See: fleet-device doctor"
+        )
+    if not connection.replace("-", "").replace("_", "").isalnum():
+        raise InputError("connection-name", f"{connection!r} is no name of a connection", "")
+    commands = [
+        f"printf '%s\\n' '{key}' > {config.name}.pub",
+        f"flwr supernode register {config.name}.pub {connection} --name {config.name}",
+    ]
+    data = {"name": config.name, "public_key": key, "operator_commands": commands}
+
+    def show(console: Console) -> None:
+        note(f"Public key of {config.name}:")
+        console.print(key, markup=False, soft_wrap=True)
+        note("\nThe operator runs, on the server:")
+        for command in commands:
+            console.print(command, markup=False, soft_wrap=True)
+
+    emit(data, form, show)
+
+
+enroll.examples = (  # type: ignore[attr-defined]
+    "Examples:\n\nfleet-device enroll\n\nfleet-device enroll --connection production --format json"
+)
+
+
+def install_service(
+    state: StateOption = DEFAULT_STATE,
+    directory: Annotated[Path, typer.Option(help="Where the units go.")] = UNIT_FOLDER,
+    user: Annotated[str, typer.Option(help="User that the services run as; default: you.")] = "",
+    memory_max: Annotated[str, typer.Option(help="Memory limit of the agent, e.g. 2G.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print; write nothing.")] = False,
+    form: FormatOption = Format.table,
+) -> None:
+    """Write the systemd units: agent, SuperNode, and the SuperNode's nightly restart."""
+    state = state.expanduser().absolute()
+    config = load_config(state)
+    units = units_of(config, Host(state, _user(user), _memory(memory_max)))
+    if not dry_run:
+        _check_agent()
+        for name, text in units.items():
+            write_text(directory / name, text)
+    names = " ".join(name for name in units if name != "corefleet-recycle.service")
+    commands = ["sudo systemctl daemon-reload", f"sudo systemctl enable --now {names}"]
+    written = None if dry_run else str(directory)
+    data: dict[str, Any] = {"directory": written, "units": units, "commands": commands}
+
+    def show(console: Console) -> None:
+        for name, text in units.items() if dry_run else ():
+            console.print(f"# {directory / name}\n{text}", markup=False, soft_wrap=True)
+        note("Not written (--dry-run)." if dry_run else f"Written to {directory}. Next:")
+        for command in () if dry_run else commands:
+            console.print(command, markup=False, soft_wrap=True)
+
+    emit(data, form, show)
+
+
+install_service.examples = (  # type: ignore[attr-defined]
+    "Examples:\n\nfleet-device install-service --dry-run\n\n"
+    "fleet-device install-service --directory /etc/systemd/system --user corefleet"
+)
+
+
+def _name(given: str, state: Path) -> str:
+    if given:
+        return given
+    if (state / CONFIG_FILE).exists():
+        return load_config(state).name
+    raise InputError(
+        "name-missing", "a new device needs a name: --name", "fleet-device init --name kitchen-1"
+    )
+
+
+def _check_given(*files: Path | None) -> None:
+    for given in files:
+        if given is not None and not given.is_file():
+            raise InputError("file-missing", f"there is no file {given}", "")
+
+
+def _wanted(name: str, server: str, base: str, agent: str, bridge: str) -> DeviceConfig:
+    pythons = Interpreters.model_construct(agent=agent, bridge=bridge)
+    made = DeviceConfig.model_construct(name=name, server=server, base=base, interpreters=pythons)
+    # Read back as a file would be, so that all wrong values are told before anything is made.
+    return parse_config(render_config(made), "the command line")
+
+
+def _settled(wanted: DeviceConfig, state: Path) -> DeviceConfig:
+    if not (state / CONFIG_FILE).exists():
+        save_config(wanted, state)
+        return wanted
+    present = load_config(state)
+    if present.name != wanted.name:
+        raise InputError(
+            "device-exists",
+            f"{state} is the device {present.name}, not {wanted.name}",
+            "Choose another folder with --state, or edit device.toml.",
+        )
+    if wanted.server not in ("", present.server):
+        note(f"{CONFIG_FILE} is kept: its server is {present.server or 'none'}; edit it there.")
+    return present
+
+
+def _install_base(base: Path, state: Path) -> None:
+    try:
+        from clients.agent.serving.serve import Serving
+    except ModuleNotFoundError as error:
+        raise UnavailableError(
+            "extra-missing",
+            f"a base is checked with torch; the module {error.name} is not installed",
+            "Use a Python that has the device's torch; see: fleet-device doctor",
+        ) from error
+    Serving(state).install_base(base)
+
+
+def _make_folder(state: Path) -> None:
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if stat.S_IMODE(state.stat().st_mode) & 0o077:
+            os.chmod(state, 0o700)
+    except OSError as error:
+        raise StorageError(
+            "write-failed",
+            f"the state directory {state} cannot be made ({error.strerror})",
+            "Choose another with --state.",
+        ) from error
+
+
+def _copied(source: Path | None, target: Path) -> None:
+    if source is None or (target.exists() and source.samefile(target)):
+        return
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _user(given: str) -> str:
+    name = given or getpass.getuser()
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise InputError("user-name", f"{name!r} is no name of a user", "")
+    return name
+
+
+def _memory(given: str) -> str:
+    if given and not (given.rstrip("KMGT%").isdigit() and len(given) <= 16):
+        raise InputError("memory-max", f"{given!r} is no size such as 512M or 2G", "")
+    return given
+
+
+def _check_agent() -> None:
+    if importlib.util.find_spec(AGENT_MODULE) is None:
+        # A unit that cannot start would be restarted for ever.
+        raise UnavailableError(
+            "agent-missing",
+            f"this installation has no {AGENT_MODULE}, which the agent's unit starts",
+            "Upgrade corefleet; --dry-run shows the units without it.",
+        )
+
+
+def _show(console: Console, data: dict[str, str], end: str) -> None:
+    for key, value in data.items():
+        console.print(f"{key:<12} {value}", markup=False, soft_wrap=True)
+    note(end)

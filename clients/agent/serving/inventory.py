@@ -1,0 +1,137 @@
+"""What a device could serve, and whether all of it is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from clients.agent.serving.folder import CURRENT, LAST_GOOD
+from clients.agent.serving.kept import load_kept
+from clients.agent.serving.serve import Serving
+from clients.agent.serving.whole import open_served
+from fleet.adapt.base import load_base
+from fleet.adapt.digest import digest_arrays
+from fleet.adapt.merge import merge
+from fleet.adapt.network import folded_network, parameters_of
+from fleet.errors import FleetError, StorageError
+
+__all__ = ["Check", "ReleaseRow", "list_releases", "verify"]
+
+
+class ReleaseRow(BaseModel):
+    """One release that a device can go to.
+
+    Args:
+        number: Its number; 0 is the base.
+        name: Name of its file.
+        state: Digest of its core state; empty when the file is damaged.
+        published: Its digest as the server publishes it; empty when the state came alone.
+        method: What was trained.
+        served: ``current``, ``last-good`` or empty.
+        problem: Why it cannot be used; empty when it can.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int
+    name: str
+    state: str = ""
+    published: str = ""
+    method: str = ""
+    served: str = ""
+    problem: str = ""
+
+
+class Check(BaseModel):
+    """One file that was verified.
+
+    Args:
+        what: ``base``, ``current``, ``last-good`` or a release's name.
+        digest: Digest of what it holds; empty when that could not be read.
+        problem: What is wrong; empty when it is whole.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    what: str
+    digest: str = ""
+    problem: str = ""
+
+
+def list_releases(serving: Serving) -> list[ReleaseRow]:
+    """Return the kept releases, ascending by number, after the base where that is served."""
+    folder = serving.folder
+    marks = {p.name: w for w, p in ((LAST_GOOD, serving.last_good), (CURRENT, serving.served)) if p}
+    rows = []
+    for name in folder.release_names():
+        number, served = int(name.split("-")[0]), marks.pop(name, "")
+        try:
+            kept = load_kept(folder.release_file(name))
+        except FleetError as error:
+            rows.append(ReleaseRow(number=number, name=name, served=served, problem=error.message))
+            continue
+        rows.append(
+            ReleaseRow(
+                number=number,
+                name=name,
+                state=kept.state.digest,
+                published=kept.published,
+                method=kept.method,
+                served=served,
+            )
+        )
+    # What is served and not kept: the base, or a release whose file is gone.
+    rest = (
+        ReleaseRow(number=int(name.split("-")[0]), name=name, method="", served=which)
+        for name, which in marks.items()
+    )
+    return sorted([*rest, *rows], key=lambda row: (row.number, row.name))
+
+
+def verify(serving: Serving) -> list[Check]:
+    """Read back everything: base, both served models, every kept release; change nothing.
+
+    A served model is also compared with its release merged anew from the base.
+    """
+    folder = serving.folder
+    checks = [_base(folder.base)]
+    checks += [_served(serving, which) for which in (CURRENT, LAST_GOOD)]
+    checks += [_release(folder.release_file(name)) for name in folder.release_names()]
+    return [check for check in checks if check.digest or check.problem]
+
+
+def _base(path: Path) -> Check:
+    try:
+        return Check(what="base", digest=load_base(path).digest)
+    except FleetError as error:
+        return Check(what="base", problem=error.message)
+
+
+def _served(serving: Serving, which: str) -> Check:
+    folder = serving.folder
+    try:
+        pointer = folder.pointer(which)
+        if pointer is None:
+            return Check(what=which)
+        open_served(folder.served_file(pointer.name), pointer)
+        kept = folder.release_file(pointer.name)
+        if kept.exists():
+            base = serving.held.base
+            moved = merge(parameters_of(folded_network(base)), base.frames, load_kept(kept).state)
+            anew = digest_arrays(moved)
+            if anew != pointer.digest:
+                raise StorageError(
+                    "served-differs",
+                    f"{pointer.name} serves {pointer.digest[:12]}…, merged anew it is {anew[:12]}…",
+                )
+        return Check(what=which, digest=pointer.digest)
+    except FleetError as error:
+        return Check(what=which, problem=error.message)
+
+
+def _release(path: Path) -> Check:
+    try:
+        return Check(what=path.stem, digest=load_kept(path).state.digest)
+    except FleetError as error:
+        return Check(what=path.stem, problem=error.message)
