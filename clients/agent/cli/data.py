@@ -59,7 +59,7 @@ def ingest(
     """Take in samples: even out the rate, cut windows, keep them durably.
 
     Taking in the same file twice adds nothing, and one that was cut off goes on. Columns, units and
-    axes are those under [intake] in device.toml.
+    axes are those of the table intake in device.toml.
     """
     from clients.agent.intake.sources import form_of, ingest_file
 
