@@ -9,7 +9,8 @@
     ├── StorageError                 1   a file that could not be written or read back
     ├── RoundError                   1   a round or run that ended without its result
     │   └── TooFewDevices            3   a bounded wait for devices ran out
-    └── UnavailableError             4   an extra or service that this command needs is absent
+    ├── UnavailableError             4   an extra or service that this command needs is absent
+    └── Interrupted                130   the user pressed Ctrl-C; the code is the shells' own
 
 An error carries a stable ``code``, one sentence that states the rule and the offending value,
 a ``hint`` with the next step, and the process's exit code.
@@ -24,6 +25,7 @@ __all__ = [
     "FleetError",
     "FrameError",
     "InputError",
+    "Interrupted",
     "MismatchError",
     "ModelError",
     "RoundError",
@@ -102,3 +104,9 @@ class UnavailableError(FleetError):
     """This command needs an extra or a service that is absent."""
 
     exit_code = 4
+
+
+class Interrupted(FleetError):
+    """The user pressed Ctrl-C."""
+
+    exit_code = 130

@@ -6,16 +6,15 @@ not have the server's package, so it has its own printer.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fleet.commands import SCHEMA_VERSION, Format, error_envelope, ok_envelope
 from fleet.errors import FleetError
 
 if TYPE_CHECKING:
@@ -32,16 +31,8 @@ __all__ = [
     "note",
 ]
 
-SCHEMA_VERSION = "1"
 _SHOWN_STATE = "~/.local/state/corefleet"
 DEFAULT_STATE = Path(os.path.expanduser(_SHOWN_STATE))
-
-
-class Format(str, Enum):
-    """Output forms of every command."""
-
-    table = "table"
-    json = "json"
 
 
 FormatOption = Annotated[
@@ -65,8 +56,7 @@ def emit(
 ) -> None:
     """Print ``data`` to standard output: the JSON envelope, or what ``table`` draws."""
     if form is Format.json or table is None:
-        envelope = {"schema_version": SCHEMA_VERSION, "status": "ok", "data": data}
-        sys.stdout.write(json.dumps(envelope, indent=1, allow_nan=False) + "\n")
+        sys.stdout.write(ok_envelope(data))
         return
     from rich.console import Console
 
@@ -76,15 +66,7 @@ def emit(
 def emit_error(error: FleetError, form: Format) -> None:
     """Print an error: rule, value and next step; the envelope goes to standard output."""
     if form is Format.json:
-        envelope = {
-            "schema_version": SCHEMA_VERSION,
-            "status": "error",
-            "error_code": error.code,
-            "message": error.message,
-            "hint": error.hint,
-            "exit_code": error.exit_code,
-        }
-        sys.stdout.write(json.dumps(envelope, indent=1) + "\n")
+        sys.stdout.write(error_envelope(error))
         return
     note(f"error [{error.code}]: {error.message}", style="red")
     if error.hint:

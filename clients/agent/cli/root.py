@@ -16,18 +16,13 @@ from importlib.metadata import version
 import click
 import typer
 
-from clients.agent.cli.render import Format, emit_error
-from fleet.errors import FleetError, InputError, UnavailableError
+from clients.agent.cli.render import emit_error
+from fleet.commands import Format, form_asked, nobody_reads
+from fleet.errors import FleetError, InputError, Interrupted, UnavailableError
 
 __all__ = ["COMMANDS", "Verb", "main", "root", "run"]
 
 PROGRAM = "fleet-device"
-
-
-class Interrupted(FleetError):
-    """The user pressed Ctrl-C."""
-
-    exit_code = 130
 
 
 @dataclass(frozen=True)
@@ -137,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
-    form = _form_asked(arguments)
+    form = form_asked(arguments)
     try:
         outcome = root.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
     except FleetError as error:
@@ -152,9 +147,9 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         emit_error(_usage(error), form)
         return InputError.exit_code
-    except BrokenPipeError:
-        return 1
-    except Exception:
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            return 1
         traceback.print_exc()
         bug = FleetError("bug", "unexpected failure; the traceback above is a bug in Corefleet", "")
         emit_error(bug, form)
@@ -167,15 +162,6 @@ def _usage(error: click.ClickException) -> InputError:
     if isinstance(error, click.UsageError) and error.ctx is not None:
         hint = f"See: {error.ctx.command_path} --help"
     return InputError("usage", error.format_message(), hint)
-
-
-def _form_asked(arguments: list[str]) -> Format:
-    for position, argument in enumerate(arguments):
-        if argument == "--format=json":
-            return Format.json
-        if argument == "--format" and arguments[position + 1 : position + 2] == ["json"]:
-            return Format.json
-    return Format.table
 
 
 if __name__ == "__main__":

@@ -13,16 +13,11 @@ from importlib.metadata import EntryPoint, entry_points, version
 import click
 import typer
 
-from fleet.errors import FleetError, InputError, UnavailableError
-from server.control.cli.render import Format, emit_error
+from fleet.commands import Format, form_asked, nobody_reads
+from fleet.errors import FleetError, InputError, Interrupted, UnavailableError
+from server.control.cli.render import emit_error
 
 __all__ = ["main", "root"]
-
-
-class Interrupted(FleetError):
-    """The user pressed Ctrl-C."""
-
-    exit_code = 130
 
 
 GROUP = "corefleet.commands"
@@ -102,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
-    form = _form_asked(arguments)
+    form = form_asked(arguments)
     try:
         outcome = root.main(args=arguments, prog_name="fleet", standalone_mode=False)
     except FleetError as error:
@@ -118,7 +113,7 @@ def run(arguments: list[str]) -> int:
         emit_error(_usage(error), form)
         return InputError.exit_code
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
+        if isinstance(error, BrokenPipeError) and nobody_reads():
             return 1
         traceback.print_exc()
         bug = FleetError("bug", "unexpected failure; the traceback above is a bug in Corefleet", "")
@@ -127,27 +122,8 @@ def run(arguments: list[str]) -> int:
     return outcome if isinstance(outcome, int) else 0
 
 
-def _nobody_reads() -> bool:
-    """Tell whether standard output is closed, as by ``head``; any other broken pipe is a bug."""
-    try:
-        sys.stdout.write("")
-        sys.stdout.flush()
-    except (BrokenPipeError, ValueError):
-        return True
-    return False
-
-
 def _usage(error: click.ClickException) -> InputError:
     hint = ""
     if isinstance(error, click.UsageError) and error.ctx is not None:
         hint = f"See: {error.ctx.command_path} --help"
     return InputError("usage", error.format_message(), hint)
-
-
-def _form_asked(arguments: list[str]) -> Format:
-    for position, argument in enumerate(arguments):
-        if argument == "--format=json":
-            return Format.json
-        if argument == "--format" and arguments[position + 1 : position + 2] == ["json"]:
-            return Format.json
-    return Format.table

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import re
 import shlex
@@ -26,16 +25,9 @@ ROOT = Path(__file__).parents[4]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
-def there(verb: Verb) -> bool:
-    module = verb.target.partition(":")[0]
-    return importlib.util.find_spec(module) is not None
-
-
 def commands(group: click.Group, path: tuple[str, ...]) -> Iterator[tuple[str, click.Command]]:
     context = click.Context(group)
     for name in group.list_commands(context):
-        if not path and not there(COMMANDS[name]):
-            continue
         command = group.get_command(context, name)
         assert command is not None
         yield " ".join((*path, name)), command
@@ -107,8 +99,6 @@ def test_every_example_in_a_help_text_is_a_command_that_parses(name: str, line: 
 @pytest.mark.parametrize("line", DOCUMENTED)
 def test_every_command_of_a_device_in_the_docs_parses(line: str) -> None:
     words = shlex.split(line.partition("#")[0])[1:]
-    if words[0] in COMMANDS and not there(COMMANDS[words[0]]):
-        pytest.skip(f"{words[0]} is not part of this installation")
     assert parsed(words).params
 
 
@@ -165,7 +155,7 @@ def test_errors_and_results_have_the_form_of_the_operators_command(
         (StorageError("disk-full", "no space", ""), 1),
         (KeyboardInterrupt(), 130),
         (click.Abort(), 130),
-        (BrokenPipeError(), 1),
+        (BrokenPipeError(), 5),
         (ZeroDivisionError("really"), 5),
     ],
 )
@@ -184,7 +174,7 @@ def test_every_way_to_end_has_its_exit_code(
     assert run(["status"]) == code
     assert run(["status", "--format", "json"]) == code
     printed = capsys.readouterr()
-    assert code != 5 or "ZeroDivisionError: really" in printed.err
+    assert code != 5 or str(error) in printed.err
 
 
 @pytest.mark.parametrize(
