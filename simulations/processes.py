@@ -8,6 +8,7 @@ own, ends them where nobody else can: when whoever ran the command was killed it
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -15,14 +16,14 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from fleet.errors import RoundError
 
-__all__ = ["MARKER", "MEMORY", "Command", "Finished", "end", "execute", "processes_of"]
+__all__ = ["MARKER", "MEMORY", "Command", "Finished", "end", "execute", "is_alive", "processes_of"]
 
 MARKER = "COREFLEET_COMMAND"
 MEMORY = "largest sum of PSS over all processes of a command, sampled from /proc"
@@ -185,9 +186,14 @@ class _Memory:
             pause = max(SAMPLE_S, (time.thread_time() - start) / SAMPLING_SHARE)
 
 
-def processes_of(run: str) -> set[int]:
-    """Return the pids of a run's live processes; none where there is no ``/proc``."""
-    marker = f"{MARKER}={run}".encode()
+def processes_of(run: str, variable: str = MARKER) -> set[int]:
+    """Return the pids of a run's live processes; none where there is no ``/proc``.
+
+    Args:
+        run: Their mark.
+        variable: Variable of their environment that holds it.
+    """
+    marker = f"{variable}={run}".encode()
     try:
         everyone = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     except OSError:
@@ -224,28 +230,46 @@ def _pss_bytes(pid: int) -> int:
     return next((int(each.split()[1]) * 1024 for each in lines if each.startswith("Pss:")), 0)
 
 
-def end(run: str, *, politely: bool = True) -> None:
+def is_alive(pid: int) -> bool:
+    """Tell whether ``pid`` runs; one that has ended and was not waited for does not."""
+    return _parent(pid) is not None
+
+
+def end(run: str, *, politely: bool = True, variable: str = MARKER) -> None:
     """End a run's processes.
 
     Args:
         run: Their mark.
         politely: Ask them first, and give them ``POLITE_S`` to end by themselves.
+        variable: See :func:`processes_of`.
 
     Raises:
         RoundError: ``process-outlives`` when one cannot be ended.
     """
     until = time.monotonic() + END_TIMEOUT_S
     number = signal.SIGTERM if politely else signal.SIGKILL
-    while alive := processes_of(run):
+    seen: set[int] = set()
+    while alive := processes_of(run, variable) | set(filter(is_alive, seen)):
         if time.monotonic() > until:
             raise RoundError("process-outlives", f"processes {sorted(alive)} cannot be ended")
-        for pid in alive:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
-        patience = time.monotonic() + POLITE_S
-        while processes_of(run) and time.monotonic() < patience:
-            time.sleep(0.05)
+        seen |= alive
+        _signal_and_wait(alive, number)
         number = signal.SIGKILL
+
+
+def _signal_and_wait(pids: set[int], number: signal.Signals) -> None:
+    """Signal processes, and wait for their ends for ``POLITE_S`` at most."""
+    until = time.monotonic() + POLITE_S
+    with ExitStack() as stack:
+        handles = []
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                handle = os.pidfd_open(pid)
+                stack.callback(os.close, handle)
+                signal.pidfd_send_signal(handle, number)
+                handles.append(handle)
+        for handle in handles:
+            select.select([handle], [], [], max(0.0, until - time.monotonic()))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.flower import QUIET_ENVIRONMENT
+from simulations.processes import end, is_alive, processes_of
 
 __all__ = ["FlowerSimulation", "Setting", "flower_simulation", "is_alive"]
 
@@ -51,7 +50,7 @@ class FlowerSimulation:
 
     def processes(self) -> set[int]:
         """Return the pids of all its live processes."""
-        return _processes_of(self.environment[MARKER])
+        return processes_of(self.environment[MARKER], MARKER)
 
     def flwr_run(
         self,
@@ -112,7 +111,7 @@ def flower_simulation(
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         superlink = _start_superlink(simulation, port, cwd or folder)
         stack.callback(superlink.wait, END_TIMEOUT_S)
-        stack.callback(_end_all, run_name)
+        stack.callback(end, run_name, variable=MARKER)
         _wait_until_healthy(simulation, port, superlink)
         yield simulation
 
@@ -187,60 +186,3 @@ def _free_port() -> int:
 
 def _program(name: str) -> str:
     return str(Path(sys.executable).parent / name)
-
-
-def _processes_of(run_name: str) -> set[int]:
-    marker = f"{MARKER}={run_name}".encode()
-    parents = {pid: _parent(pid) for pid in map(int, filter(str.isdigit, os.listdir("/proc")))}
-    found = {pid for pid in parents if _is_marked(pid, marker)}
-    # A process that renames itself may overwrite the environment that we look for.
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return {pid for pid in found if parents[pid] is not None}
-
-
-def _is_marked(pid: int, marker: bytes) -> bool:
-    try:
-        return marker in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-
-
-def is_alive(pid: int) -> bool:
-    """Tell whether ``pid`` runs; one that has ended and was not waited for does not."""
-    return _parent(pid) is not None
-
-
-def _parent(pid: int) -> int | None:
-    """Return the parent's pid; ``None`` for a process that has ended."""
-    try:
-        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
-    except OSError:
-        return None
-    return None if state == "Z" else int(parent)
-
-
-def _end_all(run_name: str) -> None:
-    deadline = time.monotonic() + END_TIMEOUT_S
-    seen: set[int] = set()
-    signal_number = signal.SIGTERM
-    while alive := _processes_of(run_name) | set(filter(is_alive, seen)):
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"processes outlive their test: {sorted(alive)}")
-        seen |= alive
-        _signal_and_wait(alive, signal_number)
-        signal_number = signal.SIGKILL
-
-
-def _signal_and_wait(pids: set[int], signal_number: signal.Signals, grace_s: float = 3.0) -> None:
-    deadline = time.monotonic() + grace_s
-    with contextlib.ExitStack() as stack:
-        handles = []
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                handle = os.pidfd_open(pid)
-                stack.callback(os.close, handle)
-                signal.pidfd_send_signal(handle, signal_number)
-                handles.append(handle)
-        for handle in handles:
-            select.select([handle], [], [], max(0.0, deadline - time.monotonic()))

@@ -1,87 +1,33 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from fleet.errors import InputError, TooFewDevices
 from fleet.federate.admission import Reason
 from fleet.federate.aggregate import PartialSum, quantise
-from fleet.federate.releases import first_release, next_release
+from fleet.federate.releases import next_release
 from fleet.federate.wire import Payload
 from server import coordinator as c
-from server import draft
-from tests.fleet.federate.factories import LAYOUT, make_base, make_payload
-
-BASE = make_base()
-DEVICES = ("person-01", "person-02", "person-03", "person-04")
-START = first_release(BASE, "core", LAYOUT)
-
-
-def make_task(**changes: Any) -> c.Task:
-    fields: dict[str, Any] = {
-        "method": "core",
-        "rank": 2,
-        "layout": LAYOUT,
-        "optimiser": "sgd",
-        "learning_rate": 0.1,
-        "momentum": 0.9,
-        "epochs": 1,
-        "batch": 32,
-        "weight_cap": 4096,
-        "seed": 0,
-    }
-    return c.Task(**{**fields, **changes})
-
-
-def make_rules(**changes: Any) -> c.Rules:
-    fields: dict[str, Any] = {"rounds": 2, "deadline_s": 100.0, "wait_s": 30.0}
-    return c.Rules(**{**fields, **changes})
-
-
-def make_state(**rules: Any) -> c.State:
-    return c.begin(make_rules(**rules), make_task(), START)
-
-
-def opened(devices: tuple[str, ...] = DEVICES, now: float = 0.0, **rules: Any) -> c.State:
-    """Return the state that collects answers from ``devices``."""
-    state, (push,) = c.step(make_state(**rules), c.Fleet(now, devices))
-    assert isinstance(push, c.Push)
-    return c.step(state, c.Pushed(now))[0]
-
-
-def flat_of(device: str) -> NDArray[np.float32]:
-    random = np.random.default_rng(sum(map(ord, device)))
-    return random.normal(size=LAYOUT.size).astype(np.float32)
-
-
-def answer(state: c.State, device: str, now: float = 1.0, /, **changes: Any) -> c.Answered:
-    assert state.plan is not None
-    changes = {"device": device, **changes}
-    return c.Answered(now, device, make_payload(state.plan, flat_of(device), **changes))
-
-
-def take(state: c.State, *events: c.Event) -> c.Step:
-    """Take events; return the state and the effects of all of them."""
-    effects: tuple[c.Effect, ...] = ()
-    for event in events:
-        state, more = c.step(state, event)
-        effects += more
-    return state, effects
-
-
-def record_of(effects: tuple[c.Effect, ...]) -> c.RoundRecord:
-    (publish,) = (each for each in effects if isinstance(each, c.Publish))
-    return publish.record
-
-
-def reasons(record: c.RoundRecord) -> dict[str, Reason]:
-    return {refusal.device: refusal.reason for refusal in record.refused}
+from tests.fleet.federate.factories import LAYOUT, make_payload
+from tests.server.coordinating import (
+    BASE,
+    DEVICES,
+    START,
+    answer,
+    flat_of,
+    make_rules,
+    make_state,
+    make_task,
+    opened,
+    reasons,
+    record_of,
+    take,
+)
 
 
 def test_a_round_goes_from_idle_to_idle_along_the_documented_arrows() -> None:
@@ -291,93 +237,6 @@ def test_a_device_that_comes_during_the_wait_opens_the_round_and_ends_the_wait()
 def test_an_empty_fleet_opens_no_round_even_if_no_minimum_is_given() -> None:
     state, effects = c.step(make_state(minimum=0), c.Fleet(0.0, ()))
     assert (state.phase, effects) == (c.Phase.idle, ())
-
-
-def test_a_late_answer_is_recorded_as_late_and_closes_the_round() -> None:
-    state = opened(DEVICES[:2], quorum=1)
-    state, effects = take(state, answer(state, "person-01"), answer(state, "person-02", 100.0))
-    assert reasons(record_of(effects)) == {"person-02": Reason.late}
-    assert state.phase is c.Phase.aggregating
-
-
-def test_an_answer_to_an_earlier_round_is_noted_and_the_device_may_answer_this_one() -> None:
-    state = opened(DEVICES[:2])
-    late = c.Late(1.0, "person-01", "answered round 0, 9 s after it had closed")
-    state, _ = c.step(state, late)
-    assert (state.refused, len(state.unanswered)) == ((), 2)
-    state, effects = take(state, *(answer(state, device) for device in DEVICES[:2]))
-    record = record_of(effects)
-    assert [a["device"] for a in record.accepted] == list(DEVICES[:2])
-    assert [(r.device, r.reason, r.detail) for r in record.late] == [
-        ("person-01", Reason.late, late.detail)
-    ]
-
-
-def test_late_answers_are_noted_up_to_a_bound_and_only_while_a_round_is_open(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(draft, "LARGEST_STRAY_ANSWERS", 2)
-    late = c.Late(1.0, "person-01", "x" * 10_000)
-    state, _ = c.step_all(opened(), [late] * 5)
-    assert len(state.late) == 2
-    assert len(state.late[0].detail) <= draft.LARGEST_DETAIL
-    idle = make_state()
-    assert c.step(idle, late) == (idle, ())
-
-
-def test_a_second_answer_of_a_device_is_recorded_and_changes_nothing_else() -> None:
-    state = opened(DEVICES[:2])
-    once, _ = c.step(state, answer(state, "person-01"))
-    twice, _ = c.step(once, answer(state, "person-01", examples=99))
-    assert twice.accepted == once.accepted
-    assert [r.reason for r in twice.refused] == [Reason.duplicate]
-
-
-def test_answers_that_nobody_waits_for_are_recorded_up_to_a_bound(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(draft, "LARGEST_STRAY_ANSWERS", 2)
-    state = opened()
-    stray = [answer(state, f"stranger-{n}") for n in range(10)]
-    state, _ = take(state, *stray)
-    assert len(state.refused) == len(state.selected) + 2
-    last, effects = take(state, *(answer(state, device) for device in state.selected))
-    assert record_of(effects).released
-    assert set(last.accepted) == set(state.selected)
-
-
-def test_a_refused_device_does_not_get_a_second_try() -> None:
-    state = opened(DEVICES[:2])
-    state, _ = take(state, answer(state, "person-01", examples=0), answer(state, "person-01"))
-    assert state.accepted == {}
-    assert [r.reason for r in state.refused] == [Reason.implausible_examples, Reason.duplicate]
-
-
-def test_an_answer_of_a_device_that_was_not_asked_is_recorded() -> None:
-    state = opened(DEVICES[:2])
-    state, _ = c.step(state, answer(state, "person-04"))
-    assert [(r.device, r.reason) for r in state.refused] == [("person-04", Reason.unselected)]
-    assert state.accepted == {}
-
-
-def test_a_device_cannot_answer_in_the_name_of_another() -> None:
-    state = opened(DEVICES[:2])
-    state, _ = c.step(state, answer(state, "person-01", device="person-02"))
-    assert [(r.device, r.reason) for r in state.refused] == [("person-01", Reason.wrong_device)]
-
-
-def test_the_text_of_a_refusal_is_bounded() -> None:
-    state = opened(DEVICES[:2])
-    state, _ = c.step(state, c.Failed(1.0, "person-01", "x" * 10**6))
-    assert len(state.refused[0].detail) == draft.LARGEST_DETAIL
-
-
-def test_an_answer_to_the_plan_of_the_round_before_is_refused() -> None:
-    state = opened()
-    stale = [answer(state, device) for device in DEVICES]
-    state, _ = take(state, *stale, c.Published(2.0), c.Fleet(3.0, DEVICES), c.Pushed(3.0))
-    state, _ = c.step(state, stale[0])
-    assert [r.reason for r in state.refused] == [Reason.wrong_plan]
 
 
 def selected(seed: int, devices: tuple[str, ...], round_number: int = 1) -> tuple[str, ...]:

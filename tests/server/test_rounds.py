@@ -1,123 +1,33 @@
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from numpy.typing import NDArray
+from flwr.app import Message
 
 from clients import bridge
-from fleet.adapt.base import Base
 from fleet.adapt.network import folded_network
-from fleet.errors import RoundError, TooFewDevices
+from fleet.errors import RoundError
 from fleet.federate.admission import Reason
 from fleet.federate.releases import Release, first_release
-from fleet.har.population import Population
 from fleet.peft.core import core
 from server import coordinator as c
 from server.app import task_of
 from server.flower import wire_bytes
 from server.messages import content_of, payload_of
-from server.rounds import Shell, Traffic
+from server.rounds import Shell
 from simulations.inprocess import InProcessGrid
-from tests.simulations.tiny_fleet import RATE, MakeConfig
-
-# What a device does instead of sending the honest reply that it is given.
-Lie = Callable[[Message, Message], Message]
-LIAR = 1
-CLASSES = 7
-
-
-@dataclass
-class Kept:
-    """A sink that keeps everything in memory."""
-
-    records: list[c.RoundRecord] = field(default_factory=list)
-    releases: list[Release] = field(default_factory=list)
-    traffic: list[Traffic] = field(default_factory=list)
-    evaluations: dict[int, Mapping[str, NDArray[np.int64]]] = field(default_factory=dict)
-    answers: list[tuple[int, str, int]] = field(default_factory=list)
-    on_publish: Callable[[int], object] = lambda number: None
-
-    def publish(self, record: c.RoundRecord, release: Release | None, traffic: Traffic) -> None:
-        self.records.append(record)
-        self.traffic.append(traffic)
-        if release is not None:
-            self.releases.append(release)
-        self.on_publish(record.round)
-
-    def evaluated(self, release: Release, results: Mapping[str, NDArray[np.int64]]) -> None:
-        self.evaluations[release.number] = results
-
-    def answered(self, round_number: int, device: str, of: int) -> None:
-        self.answers.append((round_number, device, of))
-
-    def reasons(self, index: int = 0) -> dict[str, Reason]:
-        return {refusal.device: refusal.reason for refusal in self.records[index].refused}
-
-
-def make_app(lies: Mapping[str, Lie], liar: int = LIAR) -> ClientApp:
-    """Wrap the real bridge; the device ``liar`` lies in answer to the kinds of message named."""
-    app = ClientApp()
-
-    def answer(message: Message, context: Context) -> Message:
-        honest = bridge.app(message, context)
-        lie = lies.get(message.metadata.message_type)
-        if lie is None or context.node_config["partition-id"] != liar:
-            return honest
-        return lie(message, honest)
-
-    app.train()(answer)
-    app.evaluate()(answer)
-    app.query("status")(answer)
-    return app
-
-
-@dataclass
-class Setting:
-    """A fleet of three with everything that a run over a grid needs."""
-
-    base: Base
-    people: Population
-    make_config: MakeConfig
-
-    def grid(
-        self, app: ClientApp = bridge.app, *, offline: set[int] | None = None
-    ) -> InProcessGrid:
-        config = self.make_config().for_flower()
-        absent = offline if offline is not None else set[int]()
-        return InProcessGrid(app, 3, run_config=config, offline=absent.__contains__)
-
-    def run(self, grid: InProcessGrid, sink: Kept | None = None, **rules: Any) -> Kept:
-        return self.shell_run(grid, sink, **rules)[0]
-
-    def shell_run(
-        self, grid: InProcessGrid, sink: Kept | None = None, **rules: Any
-    ) -> tuple[Kept, Shell, c.State]:
-        kept = sink or Kept()
-        task = task_of(self.make_config(), self.base, core, RATE)
-        start = first_release(self.base, "core", task.layout)
-        shell = Shell(grid, grid.clock, grid.wait, kept, "core", classes=CLASSES)
-        fields: dict[str, Any] = {"rounds": 1, "minimum": 3, "deadline_s": 60.0, "wait_s": 30.0}
-        state = shell.run(c.begin(c.Rules(**{**fields, **rules}), task, start))
-        return kept, shell, state
-
-
-@pytest.fixture
-def setting(tiny_base: Base, tiny_people: Population, make_config: MakeConfig) -> Setting:
-    return Setting(tiny_base, tiny_people, make_config)
-
-
-@pytest.fixture(scope="module")
-def without_liar(tiny_base: Base, tiny_people: Population, make_config: MakeConfig) -> Release:
-    """Release 1 of a fleet in which the liar was never there."""
-    setting = Setting(tiny_base, tiny_people, make_config)
-    return setting.run(setting.grid(offline={LIAR}), minimum=2).releases[-1]
+from tests.server.running import (
+    CLASSES,
+    LIAR,
+    Kept,
+    Lie,
+    Setting,
+    make_app,
+)
+from tests.simulations.tiny_fleet import RATE
 
 
 def test_a_run_ends_after_its_rounds_with_a_chain_of_releases(setting: Setting) -> None:
@@ -177,122 +87,6 @@ def test_the_same_run_twice_ends_in_the_same_digest(setting: Setting) -> None:
     one, two = (setting.run(setting.grid(), rounds=2).releases[-1] for _ in range(2))
     assert one.digest == two.digest
     assert one.state.norm > 0
-
-
-def raw(data: bytes, size: int = 640) -> Array:
-    return Array(dtype="float32", shape=(size,), stype="numpy.ndarray", data=data)
-
-
-def saved(array: NDArray[Any]) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
-def zipped() -> bytes:
-    file = io.BytesIO()
-    np.savez(file, a=np.zeros(3, np.float32))
-    return file.getvalue()
-
-
-def with_array(change: Callable[[NDArray[Any]], Array | NDArray[Any]]) -> Lie:
-    def lie(message: Message, honest: Message) -> Message:
-        changed = change(honest.content["arrays"]["packed"].numpy().copy())  # type: ignore[union-attr,index]
-        packed = changed if isinstance(changed, Array) else Array(changed)
-        content = RecordDict({"arrays": ArrayRecord({"packed": packed})})
-        content["config"] = honest.content["config"]
-        return Message(content, reply_to=message)
-
-    return lie
-
-
-def with_config(**changes: Any) -> Lie:
-    def lie(message: Message, honest: Message) -> Message:
-        config = ConfigRecord({**honest.content.config_records["config"], **changes})
-        content = RecordDict({"config": config, "arrays": honest.content["arrays"]})
-        return Message(content, reply_to=message)
-
-    return lie
-
-
-def with_records(change: Callable[[RecordDict], object]) -> Lie:
-    def lie(message: Message, honest: Message) -> Message:
-        change(honest.content)
-        return Message(honest.content, reply_to=message)
-
-    return lie
-
-
-def nothing(message: Message, honest: Message) -> Message:
-    return Message(RecordDict(), reply_to=message)
-
-
-def failing(message: Message, honest: Message) -> Message:
-    raise OSError("the sensor is gone")
-
-
-def declining(message: Message, honest: Message) -> Message:
-    content = RecordDict({"config": ConfigRecord({"format": 1, "declined": "hot", "detail": "80"})})
-    return Message(content, reply_to=message)
-
-
-def spoiled(array: NDArray[Any]) -> NDArray[Any]:
-    array[0] = np.nan
-    return array
-
-
-HUGE = saved(np.zeros(3, np.float32)).replace(b"(3,)", b"(3" + b"0" * 14 + b",)")
-LIES: list[tuple[str, Reason, Lie]] = [
-    ("NaN", Reason.not_finite, with_array(spoiled)),
-    ("too large", Reason.entry_too_large, with_array(lambda a: a + np.float32(9))),
-    ("another shape", Reason.wrong_shape, with_array(lambda a: a[:-1])),
-    ("two dimensions", Reason.wrong_shape, with_array(lambda a: a.reshape(1, -1))),
-    ("float64", Reason.wrong_dtype, with_array(lambda a: a.astype(np.float64))),
-    ("garbage", Reason.malformed, with_array(lambda a: raw(b"garbage"))),
-    ("nothing", Reason.malformed, with_array(lambda a: raw(b""))),
-    ("a zip archive", Reason.malformed, with_array(lambda a: raw(zipped()))),
-    ("a damaged zip archive", Reason.malformed, with_array(lambda a: raw(zipped()[:40]))),
-    ("more than memory holds", Reason.malformed, with_array(lambda a: raw(HUGE))),
-    ("a pickle", Reason.malformed, with_array(lambda a: raw(saved(np.array([None]))))),
-    ("a cut array", Reason.malformed, with_array(lambda a: raw(saved(a)[:-1]))),
-    (
-        "one more array",
-        Reason.malformed,
-        with_records(lambda r: r.array_records["arrays"].update(more=Array(np.zeros(1)))),
-    ),
-    (
-        "one more array record",
-        Reason.malformed,
-        with_records(lambda r: r.update(more=ArrayRecord([np.zeros(1)]))),
-    ),
-    (
-        "one more metric",
-        Reason.malformed,
-        with_records(lambda r: r.update(metrics=MetricRecord({"accuracy": 1.0}))),
-    ),
-    ("no config", Reason.malformed, with_records(lambda r: r.pop("config"))),
-    ("no record", Reason.malformed, nothing),
-    ("no array", Reason.wrong_shape, with_records(lambda r: r.pop("arrays"))),
-    ("one more key", Reason.malformed, with_config(more=1)),
-    ("one more list", Reason.malformed, with_config(more=[1, 2])),
-    ("a loss that is no number", Reason.malformed, with_config(loss=float("nan"))),
-    ("another device's name", Reason.wrong_device, with_config(device="person-99")),
-    ("no windows", Reason.implausible_examples, with_config(examples=0)),
-    ("all windows of the world", Reason.implausible_examples, with_config(examples=10**12)),
-    ("an exception", Reason.failed, failing),
-    ("a refusal of its own", Reason.declined, declining),
-]
-
-
-@pytest.mark.parametrize(("reason", "lie"), [x[1:] for x in LIES], ids=[x[0] for x in LIES])
-def test_a_hostile_device_is_refused_and_the_others_make_the_release(
-    setting: Setting, without_liar: Release, reason: Reason, lie: Lie
-) -> None:
-    kept = setting.run(setting.grid(make_app({"train": lie})))
-    liar = setting.people.devices[LIAR]
-    assert kept.reasons() == {liar: reason}
-    assert kept.records[0].refused[0].detail
-    assert kept.releases[-1].digest == without_liar.digest
 
 
 def test_a_device_that_goes_offline_in_the_middle_of_a_round_has_failed(
@@ -402,65 +196,6 @@ def test_a_device_that_comes_back_as_another_node_is_used_again(setting: Setting
     assert kept.records[1].selected == kept.records[0].selected
     assert grid._partitions[shell.nodes[device]] == LIAR
     assert shell.unusable == {}
-
-
-@pytest.mark.parametrize(
-    ("lie", "told"),
-    [
-        (failing, "the sensor is gone"),
-        (nothing, "one config"),
-        (declining, "hot: 80"),
-        (with_records(lambda r: r["config"].update(device="")), "device"),
-        (with_records(lambda r: r["config"].update(reason="asleep")), "asleep"),
-        (with_records(lambda r: r["config"].update(train_windows=-1)), "train_windows"),
-    ],
-)
-def test_a_node_whose_status_is_none_is_left_out_with_the_reason(
-    setting: Setting, without_liar: Release, lie: Lie, told: str
-) -> None:
-    kept, shell, _ = setting.shell_run(setting.grid(make_app({"query.status": lie})), minimum=2)
-    (reason,) = shell.unusable.values()
-    assert told in reason
-    assert kept.releases[-1].digest == without_liar.digest
-
-
-def test_too_few_usable_devices_end_the_run_within_the_wait_and_say_why(setting: Setting) -> None:
-    grid = setting.grid(make_app({"query.status": failing}))
-    with pytest.raises(TooFewDevices, match="2 usable") as ended:
-        setting.run(grid, minimum=3)
-    assert 30.0 <= grid.clock() <= 32.0
-    assert "the sensor is gone" in ended.value.hint
-
-
-def garbled(confusion: Any) -> Lie:
-    def lie(message: Message, honest: Message) -> Message:
-        metrics = {} if confusion is None else {"confusion": confusion}
-        return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
-
-    return lie
-
-
-@pytest.mark.parametrize(
-    "lie",
-    [
-        nothing,
-        failing,
-        garbled(None),
-        garbled(5),
-        garbled([1, 2, 3]),
-        garbled([1, 2, 3, 4]),
-        garbled([0.5] * CLASSES**2),
-        garbled([float("nan")] * CLASSES**2),
-        garbled([-1] * CLASSES**2),
-        garbled([2**62] * CLASSES**2),
-        garbled([]),
-    ],
-)
-def test_an_evaluation_that_is_not_whole_is_left_out(setting: Setting, lie: Lie) -> None:
-    kept = setting.run(setting.grid(make_app({"evaluate": lie})))
-    honest = sorted(set(setting.people.devices) - {setting.people.devices[LIAR]})
-    assert {number: sorted(e) for number, e in kept.evaluations.items()} == {0: honest, 1: honest}
-    assert len(kept.records[0].accepted) == 3
 
 
 class Recording(InProcessGrid):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 __all__ = ["QUANTITIES", "Partial", "Readings", "Source", "combined"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ def combined(sources: Iterable[tuple[str, Source]]) -> Readings:
         try:
             known = source()
         except Exception:
+            logger.debug("%s could not be read", name, exc_info=True)
             continue
         new = {
             key: known[key]

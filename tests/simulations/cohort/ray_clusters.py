@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.flower_processes import MARKER, _end_all, _processes_of
+from simulations.processes import end, processes_of
+from tests.flower_processes import MARKER
 
 __all__ = ["LoopbackCluster", "loopback_cluster", "marked", "wait_until_gone"]
 
@@ -68,7 +69,7 @@ def loopback_cluster() -> Iterator[LoopbackCluster]:
         os.mkdir(os.path.join(folder, "ray"))
         stack.enter_context(pytest.MonkeyPatch.context()).setenv("RAY_TMPDIR", folder)
         with marked() as marker:
-            stack.callback(_end_all, marker)
+            stack.callback(end, marker, variable=MARKER)
             cluster = LoopbackCluster(folder)
         try:
             yield cluster
@@ -91,7 +92,7 @@ def marked() -> Iterator[str]:
 def wait_until_gone(marker: str) -> None:
     """Wait until no process with a marker is left."""
     deadline = time.monotonic() + END_TIMEOUT_S
-    while alive := _processes_of(marker) - {os.getpid()}:
+    while alive := processes_of(marker, MARKER) - {os.getpid()}:
         assert time.monotonic() < deadline, f"processes outlive their cluster: {sorted(alive)}"
         with contextlib.suppress(ProcessLookupError):
             handle = os.pidfd_open(min(alive))
