@@ -47,6 +47,7 @@ class RunConfig(BaseModel):
             person's; 0 leaves them as the person has them.
         variation: How each device's sensor differs from the others', in the forms of ``shift``.
         epochs: Passes over a device's windows per round.
+        max_steps: Most optimiser steps of a device per round; 0 for as many as the epochs have.
         batch: Windows per step.
         learning_rate: Step size; 0 lets a rehearsal on source people choose.
         memory_budget: Bytes that a training step may hold beyond parameters and optimiser state;
@@ -94,6 +95,7 @@ class RunConfig(BaseModel):
     class_mix: float = Field(0.0, ge=0, le=1e6)
     variation: str = "none"
     epochs: int = Field(1, ge=1, le=1000)
+    max_steps: int = Field(0, ge=0)
     batch: int = Field(32, ge=1, le=65536)
     learning_rate: float = Field(0.0, ge=0, le=100)
     memory_budget: int = Field(0, ge=0)

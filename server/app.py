@@ -24,12 +24,13 @@ from fleet.har.population import Population, population_of
 from fleet.har.virtual import virtual_fleet
 from fleet.peft.method import Method
 from fleet.peft.registry import find
+from server.asking import POLL_S
 from server.coordinator import Rules, Task, begin
 from server.messages import weight_on_wire
 from server.prepare import check_feasible, obtain_base
 from server.rehearsal import rehearsal_base
-from server.results import write_results
-from server.rounds import POLL_S, Shell
+from server.results import serving_line, write_results
+from server.rounds import Shell
 from server.store import RunFolder
 
 __all__ = ["Surroundings", "app", "rules_of", "run_rounds", "task_of"]
@@ -52,6 +53,8 @@ class Surroundings:
         look_s: Seconds between two looks for devices while there are too few.
         traced: Who is online depends on the simulated time, so a run that is resumed takes each
             step at the moment at which the unbroken one does.
+        served: Devices may serve what they are told, so a run that has nothing left to do still
+            looks for them.
     """
 
     now: Callable[[], float]
@@ -59,9 +62,10 @@ class Surroundings:
     weigh: Callable[[Message], int] = weight_on_wire
     look_s: float = POLL_S
     traced: bool = False
+    served: bool = False
 
 
-REAL = Surroundings(time.monotonic, time.sleep)
+REAL = Surroundings(time.monotonic, time.sleep, served=True)
 
 
 @app.main()
@@ -86,8 +90,10 @@ def main(grid: Grid, context: Context) -> None:
     rate = config.learning_rate or rehearse(config, population, method)
     folder = RunFolder(out / method.name, on_evaluation=_log_score)
     release = run_rounds(grid, config, base, population, method, rate, folder, REAL)
-    save_merged(base, release, folder.folder / "merged.safetensors")
+    kernels = save_merged(base, release, folder.folder / "merged.safetensors")
     write_results(folder, config, base, release, rate)
+    if served := folder.serving(release.number):
+        print(serving_line(served, kernels), flush=True)
     print(f"release {release.number}: {release.digest}; results in {out.resolve()}", flush=True)
 
 
@@ -165,6 +171,8 @@ def run_rounds(
         state = begin(rules, task, start, round_number=start.number + 1)
         first = not start.number and (unjudged or surroundings.traced)
         return shell.run(state, evaluate_start=first).release
+    if surroundings.served:  # cut off before the devices were told, or some were away
+        shell.tell(start, rules)
     return start
 
 
@@ -197,4 +205,6 @@ def task_of(config: RunConfig, base: Base, method: Method, rate: float) -> Task:
         batch=config.batch,
         weight_cap=config.weight_cap,
         seed=config.seed,
+        max_steps=config.max_steps,
+        memory_budget=config.memory_budget,
     )

@@ -151,6 +151,8 @@ def _plan(state: State) -> Plan:
         seed=task.seed,
         weight_cap=task.weight_cap,
         deadline_s=state.rules.deadline_s,
+        max_steps=task.max_steps,
+        memory_budget=task.memory_budget,
     )
 
 

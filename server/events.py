@@ -98,6 +98,8 @@ class Task:
     weight_cap: int
     seed: int
     bounds: Bounds = field(default_factory=Bounds)
+    max_steps: int = 0
+    memory_budget: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ from fleet.federate.releases import Release
 from fleet.files import write_json
 from server.store import RunFolder
 
-__all__ = ["scores_of", "summary_of", "write_results"]
+__all__ = ["scores_of", "serving_line", "summary_of", "write_results"]
 
+# A line names so many devices that do not serve a release; the run's folder has all of them.
+LARGEST_NAMED = 5
 SCORES = ("macro_f1", "macro_f1_devices_mean", "macro_f1_devices_worst_decile")
 
 
@@ -42,6 +44,33 @@ def summary_of(folder: RunFolder, release: Release, rate: float) -> dict[str, An
     summary["learning_rate"] = rate
     summary["release"] = {"number": release.number, "digest": release.digest}
     return summary
+
+
+def serving_line(served: dict[str, Any], kernels: str) -> str:
+    """Say in one line which devices serve a release.
+
+    Args:
+        served: What :meth:`server.store.RunFolder.serving` returns.
+        kernels: Digest of the release's merged kernels; a device that serves others does not serve
+            the release.
+    """
+    number = served["release"]
+    told = served["devices"]
+    reasons = {device: _why_not(each, number, kernels) for device, each in told.items()}
+    lacking = [f"{device} does not: {why}" for device, why in reasons.items() if why]
+    line = f"release {number} is served by {len(told) - len(lacking)} of {len(told)} devices"
+    more = [f"{len(lacking) - LARGEST_NAMED} more do not"] if len(lacking) > LARGEST_NAMED else []
+    return "; ".join([line, *lacking[:LARGEST_NAMED], *more])
+
+
+def _why_not(device: dict[str, Any], number: int, kernels: str) -> str:
+    if "refused" in device:
+        return " ".join(str(device["refused"]).split())  # a device's words stay in one line
+    if device["release"] != number:
+        return f"serves release {device['release']}"
+    if device["serves"] != kernels:
+        return f"serves kernels {device['serves'][:12]}…, not {kernels[:12]}…"
+    return ""
 
 
 def write_results(

@@ -1,6 +1,7 @@
 """A run's folder: releases, round records and evaluations, each written whole or not at all.
 
     DIR/releases/000001.safetensors   DIR/rounds/000001.json   DIR/evaluations/000001.json
+    DIR/served/000001.json
 
 A round counts once its record is there; the release is written before the record and the evaluation
 after it, so a run that was cut off goes on from its last whole round.
@@ -23,7 +24,7 @@ from fleet.federate.releases import Release, load_release, save_release
 from fleet.files import write_json
 from fleet.measure.f1 import macro_f1_present, score_fleet
 from server.coordinator import Refusal, RoundRecord
-from server.rounds import Traffic
+from server.rounds import Reports, Traffic
 
 __all__ = ["RunFolder", "read_json"]
 
@@ -99,6 +100,23 @@ class RunFolder:
         if self._on_evaluation is not None:
             self._on_evaluation(number, score.pooled)
 
+    def served(self, release: Release, reports: Reports) -> None:
+        """Keep what devices that were told to serve a release serve, or why they do not.
+
+        What a device that is not among them said of this release before stays.
+        """
+        before = self.serving(release.number) or {}
+        kept = before.get("devices", {}) if before.get("digest") == release.digest else {}
+        devices = {
+            device: {"refused": report}
+            if isinstance(report, str)
+            else {"serves": report.serves, "release": report.release, "version": report.version}
+            for device, report in reports.items()
+        }
+        devices = dict(sorted({**kept, **devices}.items()))
+        content = {"release": release.number, "digest": release.digest, "devices": devices}
+        write_json(self.folder / "served" / f"{release.number:06d}.json", content)
+
     def answered(self, round_number: int, device: str, of: int) -> None:
         """Pass a device's answer on to the progress display."""
         if self._on_answer is not None:
@@ -155,6 +173,11 @@ class RunFolder:
         """Return all evaluations, by release number."""
         paths = sorted((self.folder / "evaluations").glob("[0-9]*.json"))
         return [read_json(path) for path in paths]
+
+    def serving(self, number: int) -> dict[str, Any] | None:
+        """Return what devices said that they serve after a release, or None if none was told."""
+        path = self.folder / "served" / f"{number:06d}.json"
+        return read_json(path) if path.exists() else None
 
     def _release(self, number: int) -> Path:
         return self.folder / "releases" / f"{number:06d}.safetensors"

@@ -55,6 +55,8 @@ def _plan(base: Base, task: Task, state: CoreState, number: int) -> Plan:
         seed=task.seed,
         weight_cap=task.weight_cap,
         deadline_s=1.0,
+        max_steps=task.max_steps,
+        memory_budget=task.memory_budget,
     )
 
 

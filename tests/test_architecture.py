@@ -128,6 +128,18 @@ def test_the_agent_of_a_device_needs_no_flower() -> None:
     assert wrong == set()
 
 
+def test_the_link_between_a_devices_processes_knows_neither() -> None:
+    foreign = ("flwr", "torch", "clients.agent", "clients.bridge")
+    wrong = {
+        f"{module} imports {name}"
+        for module in MODULES
+        if module.parts[:2] == ("clients", "link")
+        for name in imports_of(tree_of(module))
+        if any(f"{name}.".startswith(f"{each}.") for each in foreign)
+    }
+    assert wrong == set()
+
+
 @pytest.mark.parametrize("module", [*MODULES, *SHIMS], ids=str)
 def test_nothing_is_ever_unpickled(module: Path) -> None:
     assert unsafe_loads(tree_of(module)) == []
@@ -155,6 +167,18 @@ def test_what_a_bridge_needs_of_fleet_loads_no_torch() -> None:
     loaded = loaded_by("import fleet, fleet.errors, fleet.federate.records, fleet.federate.wire")
     assert "fleet" in loaded
     assert loaded & {"torch", "scipy", "matplotlib", "flwr", "grpc", "typer", "sklearn"} == set()
+
+
+def test_what_the_link_speaks_loads_neither_grpc_nor_protobuf() -> None:
+    loaded = loaded_by("import clients.link.records, clients.link.transport")
+    assert "fleet" in loaded
+    assert loaded & {"grpc", "google", "flwr", "torch"} == set()
+
+
+def test_the_link_loads_no_torch_and_no_flower() -> None:
+    loaded = loaded_by("import clients.link.caller, clients.link.service")
+    assert "grpc" in loaded
+    assert loaded & {"flwr", "torch", "typer"} == set()
 
 
 def test_the_method_loads_no_flower_and_no_command_line() -> None:

@@ -14,9 +14,9 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from clients.agent.policy import Policy
-from clients.agent.tables import Table, lines_of
 from fleet.errors import InputError, StorageError
 from fleet.files import write_text
+from fleet.tables import Table, lines_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -35,6 +35,7 @@ __all__ = [
     "DeviceConfig",
     "Intake",
     "Interpreters",
+    "Run",
     "load_config",
     "parse_config",
     "render_config",
@@ -147,6 +148,30 @@ class Interpreters(Table):
         return value
 
 
+class Run(Table):
+    """How `fleet-device run` keeps agent and SuperNode running."""
+
+    recycle_at: str = Field(
+        default="03:30",
+        pattern=r"^(([01][0-9]|2[0-3]):[0-5][0-9])?$",
+        description=(
+            "Local time from which the SuperNode, which never frees past runs, is restarted each"
+            ' night, up to 45 min later by the device\'s name; "": never.'
+        ),
+    )
+    wait_for_clock_s: float = Field(
+        default=600.0,
+        ge=0,
+        le=86_400,
+        description="Seconds that the SuperNode waits for a set clock; then it starts anyway.",
+    )
+    log_bytes: int = Field(
+        default=4 * MIB,
+        ge=2**16,
+        description="Most bytes of each log under log/, its older half included.",
+    )
+
+
 class DeviceConfig(Table):
     """Everything that an operator decides about one device."""
 
@@ -161,10 +186,17 @@ class DeviceConfig(Table):
     root_certificate: str = Field(
         default="ca.crt", description="PEM file of the root that signed the server's certificate."
     )
+    supernode_port: int = Field(
+        default=9094,
+        ge=1,
+        le=65535,
+        description="Loopback port of the SuperNode; two devices on one machine need two.",
+    )
     intake: Intake = Field(default_factory=Intake)
     caps: Caps = Field(default_factory=Caps)
     policy: Policy = Field(default_factory=Policy)
     interpreters: Interpreters = Field(default_factory=Interpreters)
+    run: Run = Field(default_factory=Run)
 
     @field_validator("server")
     @classmethod

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from fleet.adapt.lean.plan import MicroBatchPlan, plan_micro_batches
 from fleet.adapt.merge import merge
 from fleet.adapt.network import folded_network, parameters_of, with_parameters
 from fleet.adapt.state import CoreState, Layout
-from fleet.adapt.train import TrainingResult, batches, predict, train
+from fleet.adapt.train import AfterStep, Progress, TrainingResult, batches, predict, train
 from fleet.errors import MismatchError
 from fleet.federate.records import WIRE_FORMAT, DeviceStatus, Plan, UpdateHeader
 from fleet.federate.wire import Payload, Update, decode_plan, decode_state, encode_update
@@ -161,8 +162,19 @@ class Learner:
         delta, result = self.train(plan, state)
         return self.encode(plan, delta, result)
 
-    def train(self, plan: Plan, state: CoreState) -> tuple[CoreState, TrainingResult]:
-        """Train from ``state``; return the core-state delta and what training says of itself."""
+    def train(
+        self,
+        plan: Plan,
+        state: CoreState,
+        *,
+        resume: Progress | None = None,
+        after_step: AfterStep | None = None,
+    ) -> tuple[CoreState, TrainingResult]:
+        """Train from ``state``; return the core-state delta and what training says of itself.
+
+        ``resume`` is where a training on the same plan, state and windows was stopped; it and
+        ``after_step`` are those of :func:`fleet.adapt.train.train`, and so are the errors.
+        """
         with single_thread():
             attached = self.bench.attach(plan.method, state, self.dtype)
             x = torch.from_numpy(self.windows.train_x).to(self.dtype)
@@ -177,17 +189,20 @@ class Learner:
                 learning_rate=plan.learning_rate,
                 momentum=plan.momentum,
                 micro_batch=cut.windows if cut else None,
+                resume=resume,
+                after_step=after_step,
             )
             return attached.state() - before, result
 
     def order(self, plan: Plan) -> Iterator[NDArray[np.int64]]:
         """Yield which windows each step of a plan takes."""
-        return batches(
+        whole = batches(
             len(self.windows.train_y),
             batch=plan.batch,
             epochs=plan.epochs,
             generator=generator(plan.seed, plan.round, self.device, "batches"),
         )
+        return islice(whole, plan.max_steps or None)
 
     def memory_plan(self, method: str, batch: int) -> MicroBatchPlan | None:
         """Return how this device cuts a batch; None without a budget or for a method beyond one.

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from clients.agent.power.readings import Readings
-from clients.agent.tables import Table
+from fleet.tables import Table
 
 __all__ = ["EVENT", "Decision", "Policy", "Refusal", "in_hours", "may_train"]
 
@@ -68,10 +68,28 @@ class Policy(Table):
     )
     allow_metered: bool = Field(default=False, description="Train although the network is metered.")
     min_new_labels: int = Field(
-        default=1, ge=0, description="Labels since the last training that make another worth it."
+        default=1, ge=0, description="New labels that make a training worth it; 0: none are needed."
+    )
+    label_rounds: int = Field(
+        default=20,
+        ge=1,
+        le=1000,
+        description="Trainings for which a label counts as new: a fleet learns from it over several"
+        " rounds.",
     )
     max_training_s_per_day: float = Field(
         default=0.0, ge=0, le=86_400, description="Seconds of training per day; 0: no limit."
+    )
+    memory_budget_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="What a training step may hold beyond parameters and optimiser state; 0: no"
+        " limit but the plan's.",
+    )
+    share_class_counts: bool = Field(
+        default=True,
+        description="Answer an evaluation with counts by true and recognised class; else with"
+        " macro-F1 alone.",
     )
     unknown: Literal["allow", "refuse"] = Field(
         default="allow",

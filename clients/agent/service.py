@@ -11,8 +11,17 @@ from pathlib import Path
 
 from clients.agent.config import AGENT_SOCKET, PRIVATE_KEY, DeviceConfig
 from fleet.errors import InputError
+from fleet.measure.resident import ALLOCATOR_ENVIRONMENT
 
-__all__ = ["AGENT_MODULE", "Host", "supernode_command", "units_of"]
+__all__ = [
+    "AGENT_MODULE",
+    "Host",
+    "agent_command",
+    "agent_environment",
+    "supernode_command",
+    "supernode_environment",
+    "units_of",
+]
 
 # The long-lived learner; see design: the device is two processes.
 AGENT_MODULE = "clients.agent.daemon"
@@ -84,12 +93,24 @@ def units_of(config: DeviceConfig, host: Host) -> dict[str, str]:
         # Spaces, quotes, specifiers (%) and escapes would change what root's systemd runs.
         if any(character.isspace() or character in "\"'%\\$" for character in value):
             raise InputError("path-unsafe", f"{value!r} may not stand in a unit", "Move it.")
-    return {
+    units = {
         f"{AGENT}.service": _agent(config, host),
         f"{SUPERNODE}.service": _supernode(config, host),
-        f"{RECYCLE}.service": _recycle(),
-        f"{RECYCLE}.timer": _timer(),
     }
+    if config.run.recycle_at:
+        units[f"{RECYCLE}.service"] = _recycle()
+        units[f"{RECYCLE}.timer"] = _timer(config.run.recycle_at)
+    return units
+
+
+def agent_command(config: DeviceConfig, state: Path) -> list[str]:
+    """Return the agent's command line."""
+    return [config.python_of("agent"), "-m", AGENT_MODULE, "--state", str(state)]
+
+
+def agent_environment(state: Path) -> dict[str, str]:
+    """Return what the agent's environment must hold; memory that is freed goes back at once."""
+    return {"COREFLEET_STATE": str(state), **ALLOCATOR_ENVIRONMENT}
 
 
 def supernode_command(config: DeviceConfig, state: Path) -> list[str]:
@@ -100,13 +121,25 @@ def supernode_command(config: DeviceConfig, state: Path) -> list[str]:
         *("--superlink", config.server),
         *("--root-certificates", str(config.certificate_path(state))),
         *("--auth-supernode-private-key", str(state / PRIVATE_KEY)),
-        *("--host", "127.0.0.1"),
+        *("--host", "127.0.0.1", "--port", str(config.supernode_port)),
         *("--node-config", f'device="{config.name}" agent-socket="{state / AGENT_SOCKET}"'),
     ]
 
 
+def supernode_environment(config: DeviceConfig, state: Path) -> dict[str, str]:
+    """Return what the SuperNode's environment must hold."""
+    folder = Path(config.python_of("bridge")).parent
+    return {
+        **FLOWER,
+        "FLWR_HOME": str(state / "flwr"),
+        "HOME": str(state),
+        # The SuperNode starts its children by their bare names.
+        "PATH": f"{folder}:/usr/local/bin:/usr/bin:/bin",
+    }
+
+
 def _agent(config: DeviceConfig, host: Host) -> str:
-    command = [config.python_of("agent"), "-m", AGENT_MODULE, "--state", str(host.state)]
+    command = agent_command(config, host.state)
     limit = f"MemoryMax={host.memory_max}\n" if host.memory_max else ""
     # The GPU is a device, so neither PrivateDevices nor ProtectClock, which closes all but the
     # real-time clock; and no MemoryDenyWriteExecute, since CUDA compiles at run time.
@@ -119,7 +152,7 @@ StartLimitIntervalSec=0
 Type=exec
 User={host.user}
 ExecStart={_words(command)}
-{_environment({"COREFLEET_STATE": str(host.state)})}
+{_environment(agent_environment(host.state))}
 {RESTART}
 # Learning runs beside the device's main job.
 Nice=10
@@ -134,14 +167,7 @@ WantedBy=multi-user.target
 
 
 def _supernode(config: DeviceConfig, host: Host) -> str:
-    folder = Path(config.python_of("bridge")).parent
-    environment = {
-        **FLOWER,
-        "FLWR_HOME": str(host.state / "flwr"),
-        "HOME": str(host.state),
-        # The SuperNode starts its children by their bare names.
-        "PATH": f"{folder}:/usr/local/bin:/usr/bin:/bin",
-    }
+    environment = supernode_environment(config, host.state)
     return f"""[Unit]
 Description=Flower SuperNode of {config.name}
 # The server takes signatures that are at most 5 s ahead of its clock, so the clock comes first.
@@ -176,12 +202,12 @@ ExecStart=/bin/systemctl try-restart {SUPERNODE}.service
 """
 
 
-def _timer() -> str:
+def _timer(at: str) -> str:
     return f"""[Unit]
 Description=Nightly restart of the Flower SuperNode
 
 [Timer]
-OnCalendar=*-*-* 03:30:00
+OnCalendar=*-*-* {at}:00
 # A fleet that restarts in one second is a load on its server.
 RandomizedDelaySec=45min
 Unit={RECYCLE}.service

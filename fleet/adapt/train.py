@@ -1,14 +1,17 @@
 """Local training: a few epochs of one device over its own windows.
 
 The only randomness is the order of the windows, drawn from a named seed; the optimiser starts fresh
-each round, because its state describes a release that the fleet has left.
+each round, because its state describes a release that the fleet has left. Within a round it can be
+watched after every step, stopped there, and resumed later to the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +19,39 @@ from numpy.typing import NDArray
 
 from fleet.adapt.attach import Attached
 from fleet.adapt.lean.plan import accumulate
-from fleet.errors import RoundError
+from fleet.adapt.stepper import OptimiserName, Stepper, rule_of
+from fleet.errors import MismatchError, RoundError
 
-__all__ = ["OptimiserName", "TrainingResult", "batches", "diverged", "predict", "train"]
+__all__ = [
+    "AfterStep",
+    "OptimiserName",
+    "Progress",
+    "TrainingResult",
+    "batches",
+    "diverged",
+    "predict",
+    "train",
+]
 
-OptimiserName = Literal["sgd", "adam"]
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """A training between two of its steps: all that the rest of it depends on.
+
+    Args:
+        steps: Optimiser steps taken.
+        total: Sum of their mean cross-entropies, in nats.
+        arrays: Copies of the trained parameters and of the optimiser's moments, named as
+            :meth:`fleet.adapt.stepper.Stepper.export` says; fit for a safetensors file.
+    """
+
+    steps: int
+    total: float
+    arrays: Mapping[str, NDArray[Any]]
+
+
+AfterStep = Callable[[int, Callable[[], Progress]], None]
+"""Called after every step with the steps taken and with what makes a Progress of that moment."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +77,12 @@ def train(
     learning_rate: float,
     momentum: float = 0.9,
     micro_batch: int | None = None,
+    resume: Progress | None = None,
+    after_step: AfterStep | None = None,
 ) -> TrainingResult:
     """Train the attached parameters in place.
+
+    A training that is resumed on the same arguments ends with the bits of one that never stopped.
 
     Args:
         attached: What to train.
@@ -59,18 +94,33 @@ def train(
         momentum: Of SGD.
         micro_batch: Windows that run together; None for a whole step. Batch norm is frozen, so the
             gradient is the same up to the order of its sum.
+        resume: Where to go on; its steps are left out of ``order``. The parameters' own values are
+            not looked at then.
+        after_step: Watches the training, see :data:`AfterStep`. What it raises stops the training
+            and passes through; the snapshot is to be made before it returns.
+
+    Returns:
+        Steps and loss of the whole training, of both parts where it was resumed.
 
     Raises:
+        MismatchError: ``progress-mismatch`` when ``resume`` is not of this training; then no
+            parameter has changed.
         RoundError: ``training-diverged`` when the loss or the parameters are not finite.
     """
-    stepper = _optimiser(attached, optimiser, learning_rate, momentum)
-    total, steps = 0.0, 0
-    for index in order:
+    stepper = Stepper(attached.parameters, rule_of(optimiser, learning_rate, momentum))
+    rest, total, steps = iter(order), 0.0, 0
+    if resume is not None:
+        _skip(rest, resume.steps)
+        stepper.restore(resume.arrays)
+        total, steps = resume.total, resume.steps
+    for index in rest:
         chosen = torch.from_numpy(index)
-        stepper.zero_grad(set_to_none=True)
+        stepper.clear()
         total += accumulate(attached.module, x[chosen], y[chosen], micro_batch or len(chosen))
         stepper.step()
         steps += 1
+        if after_step is not None:
+            after_step(steps, partial(_snapshot, stepper, steps, total))
     # The last step's effect shows in no loss.
     whole = all(bool(torch.isfinite(p).all()) for p in attached.parameters.values())
     if not (np.isfinite(total) and whole):
@@ -104,10 +154,16 @@ def predict(module: torch.nn.Module, x: torch.Tensor, *, batch: int = 256) -> ND
     return torch.cat(parts).numpy() if parts else np.zeros(0, np.int64)
 
 
-def _optimiser(
-    attached: Attached, name: OptimiserName, learning_rate: float, momentum: float
-) -> torch.optim.Optimizer:
-    parameters = list(attached.parameters.values())
-    if name == "adam":
-        return torch.optim.Adam(parameters, lr=learning_rate)
-    return torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum)
+def _snapshot(stepper: Stepper, steps: int, total: float) -> Progress:
+    return Progress(steps, total, stepper.export())
+
+
+def _skip(order: Iterator[NDArray[np.int64]], steps: int) -> None:
+    """Leave out the batches of the steps that were taken."""
+    skipped = sum(1 for _ in islice(order, max(steps, 0)))
+    if skipped != steps:
+        raise MismatchError(
+            "progress-mismatch",
+            f"the saved progress is {steps} steps, this training has {skipped} or more of them",
+            "Drop it and train from the release.",
+        )

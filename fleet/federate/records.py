@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from fleet.adapt.digest import digest_json
 
@@ -42,6 +48,9 @@ class Plan(_Record):
         seed: Root seed; batch order derives from (seed, round, device, "batches").
         weight_cap: Largest weight of one device in the mean, in windows.
         deadline_s: Seconds that a device has from the push of the plan.
+        max_steps: Most optimiser steps; 0 for as many as the epochs have.
+        memory_budget: Bytes that a step may hold beyond parameters and optimiser state; 0 for no
+            limit. A device's own limit holds as well.
     """
 
     round: int = Field(ge=1)
@@ -60,6 +69,8 @@ class Plan(_Record):
     seed: int
     weight_cap: int = Field(ge=1, le=4096)
     deadline_s: float = Field(gt=0)
+    max_steps: int = Field(default=0, ge=0)
+    memory_budget: int = Field(default=0, ge=0)
 
     @cached_property
     def id(self) -> str:
@@ -100,19 +111,32 @@ class UpdateHeader(_Record):
 
 
 class DeviceStatus(_Record):
-    """Answer to ``query.status``: who a node is and whether it can train.
+    """Answer to ``query.status`` and ``query.release``: who a node is, what it can do and serves.
 
     Args:
         device: Name of the device; stable, unlike a node id.
         train_windows: Labelled windows it can train on.
         test_windows: Windows it evaluates on.
         reason: Why it cannot take part; empty when it can.
+        serves: Digest of the merged kernels that it serves; empty when it serves nothing, as a
+            simulated learner.
+        release: Number of the release that it serves; -1 for none.
+        version: Of its software; empty when it does not say.
     """
 
     device: str = Field(min_length=1, max_length=128)
     train_windows: int = Field(ge=0)
     test_windows: int = Field(ge=0)
     reason: str = ""
+    serves: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    release: int = Field(default=-1, ge=-1, le=LARGEST_COUNT)
+    version: str = Field(default="", max_length=64)
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A device that serves nothing sends, byte for byte, what it sent before there was serving.
+        left_out = {"serves": "", "release": -1, "version": ""}
+        return {k: v for k, v in whole(self).items() if k not in left_out or v != left_out[k]}
 
     @property
     def usable(self) -> bool:

@@ -25,7 +25,7 @@ from fleet.federate.releases import Release
 from fleet.federate.wire import Payload, Scalar, Update, decode_plan, encode_plan, encode_update
 from server.coordinator import RoundRecord, Rules, Task, begin
 from server.messages import content_of, payload_of
-from server.rounds import Shell, Traffic
+from server.rounds import Reports, Shell, Traffic
 from simulations.bench import Measurement, report
 from simulations.cohort.grid import CohortGrid
 from simulations.inprocess import InProcessGrid
@@ -50,6 +50,9 @@ class _Nowhere:
 
     def evaluated(self, release: Release, results: Mapping[str, NDArray[np.int64]]) -> None:
         """Nothing is evaluated."""
+
+    def served(self, release: Release, reports: Reports) -> None:
+        """Nothing is served."""
 
     def answered(self, round_number: int, device: str, of: int) -> None:
         """Nothing is shown."""

@@ -63,6 +63,18 @@ def protocol(
     _emit(run(devices, rounds), form)
 
 
+@app.command(epilog="Example:\n\nfleet bench bridge --entries 1280")
+def bridge(
+    entries: Annotated[int, typer.Option(help="Entries of a message's array.", min=1)] = 1280,
+    runs: Annotated[int, typer.Option(help="Fresh processes of each side.", min=3)] = 9,
+    form: FormatOption = Format.table,
+) -> None:
+    """Start Flower's client app with and without the bridge; send messages over the link."""
+    from simulations.benchmarks.bridge import run
+
+    _emit(run(entries, runs), form)
+
+
 app.command(help=bench_peft.HELP, epilog=bench_peft.EPILOG)(bench_peft.peft)
 app.command(help=bench_growth.HELP, epilog=bench_growth.EPILOG)(bench_growth.growth)
 app.command(help=bench_simulate.HELP, epilog=bench_simulate.EPILOG)(bench_simulate.simulate)

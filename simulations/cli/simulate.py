@@ -135,6 +135,9 @@ def simulate(
         ),
     ] = 0,
     epochs: Annotated[int, typer.Option(help="Local passes per round.")] = 1,
+    max_steps: Annotated[
+        int, typer.Option(help="Most local steps per round and device; 0 for no limit.")
+    ] = 0,
     batch: Annotated[int, typer.Option(help="Windows per local step.")] = 32,
     memory_budget: Annotated[
         str, typer.Option(help="What a training step may hold, e.g. 64MiB; 0 for no limit.")

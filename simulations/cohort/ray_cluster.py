@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 import ray
 
 from fleet.errors import InputError, UnavailableError

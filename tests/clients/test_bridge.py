@@ -129,6 +129,18 @@ def test_lists_in_a_config_are_left_out_of_what_a_learner_sees() -> None:
     assert dict(bridge._payload(content).config) == {"a": 1}
 
 
-def test_importing_the_bridge_imports_no_torch() -> None:
-    code = "import sys, clients.bridge; sys.exit('torch' in sys.modules)"
+def test_a_simulated_device_serves_no_release_and_tells_its_status(
+    make_config: MakeConfig,
+) -> None:
+    release, status = (
+        config_of(ask(kind, RecordDict(), make_config(), 1))
+        for kind in ("query.release", "query.status")
+    )
+    assert release == status
+
+
+def test_importing_the_bridge_imports_neither_torch_nor_the_links_ends() -> None:
+    # Flower imports gRPC itself; here none of the modules that need it may be.
+    wanted = "{'torch', 'clients.link.caller', 'clients.link.messages', 'clients.link.service'}"
+    code = f"import sys, clients.bridge; sys.exit(bool({wanted} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -20,7 +20,7 @@ from fleet.har.population import Population
 from fleet.peft.core import core
 from server import coordinator as c
 from server.app import task_of
-from server.rounds import Shell, Traffic
+from server.rounds import Reports, Shell, Traffic
 from simulations.inprocess import InProcessGrid
 from tests.simulations.tiny_fleet import RATE, MakeConfig
 
@@ -38,6 +38,7 @@ class Kept:
     releases: list[Release] = field(default_factory=list)
     traffic: list[Traffic] = field(default_factory=list)
     evaluations: dict[int, Mapping[str, NDArray[np.int64]]] = field(default_factory=dict)
+    serving: dict[int, Reports] = field(default_factory=dict)
     answers: list[tuple[int, str, int]] = field(default_factory=list)
     on_publish: Callable[[int], object] = lambda number: None
 
@@ -50,6 +51,9 @@ class Kept:
 
     def evaluated(self, release: Release, results: Mapping[str, NDArray[np.int64]]) -> None:
         self.evaluations[release.number] = results
+
+    def served(self, release: Release, reports: Reports) -> None:
+        self.serving[release.number] = reports
 
     def answered(self, round_number: int, device: str, of: int) -> None:
         self.answers.append((round_number, device, of))

@@ -96,7 +96,7 @@ def test_a_node_whose_status_is_none_is_left_out_with_the_reason(
     setting: Setting, without_liar: Release, lie: Lie, told: str
 ) -> None:
     kept, shell, _ = setting.shell_run(setting.grid(make_app({"query.status": lie})), minimum=2)
-    (reason,) = shell.unusable.values()
+    (reason,) = shell.asking.unusable.values()
     assert told in reason
     assert kept.releases[-1].digest == without_liar.digest
 

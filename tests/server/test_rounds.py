@@ -77,7 +77,7 @@ def test_a_fleet_larger_than_the_queue_is_asked_part_by_part_and_ends_in_the_sam
 ) -> None:
     at_once = setting.run(setting.grid(), cohort=2)
     monkeypatch.setattr("simulations.inprocess.MAX_QUEUED_MESSAGES", 2)
-    monkeypatch.setattr("server.rounds.LARGEST_QUESTION", 2)
+    monkeypatch.setattr("server.asking.LARGEST_QUESTION", 2)
     in_parts = setting.run(setting.grid(), cohort=2)
     assert in_parts.releases[-1].digest == at_once.releases[-1].digest
     assert sorted(in_parts.evaluations[1]) == list(setting.people.devices)
@@ -179,7 +179,7 @@ def test_a_second_node_that_claims_a_device_is_not_used(setting: Setting) -> Non
     grid = setting.grid(make_app({"query.status": claiming(claimed)}))
     kept, shell, _ = setting.shell_run(grid, minimum=2)
     assert kept.records[0].selected == (claimed, setting.people.devices[2])
-    (reason,) = shell.unusable.values()
+    (reason,) = shell.asking.unusable.values()
     assert reason == f"a second node claims to be {claimed}"
 
 
@@ -194,8 +194,8 @@ def test_a_device_that_comes_back_as_another_node_is_used_again(setting: Setting
     grid = setting.grid(make_app({"query.status": claiming(device)}), offline=offline)
     kept, shell, _ = setting.shell_run(grid, Kept(on_publish=swap), minimum=2, rounds=2)
     assert kept.records[1].selected == kept.records[0].selected
-    assert grid._partitions[shell.nodes[device]] == LIAR
-    assert shell.unusable == {}
+    assert grid._partitions[shell.asking.nodes[device]] == LIAR
+    assert shell.asking.unusable == {}
 
 
 class Recording(InProcessGrid):

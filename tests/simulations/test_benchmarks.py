@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from simulations.bench import measure, report
-from simulations.benchmarks import aggregate, protocol, wire
+from simulations.benchmarks import aggregate, bridge, protocol, wire
 
 
 def test_sides_take_turns_after_one_warm_up_each() -> None:
@@ -29,8 +29,9 @@ def test_a_report_states_machine_versions_and_ratios() -> None:
         (lambda: aggregate.run(5, 8, 3), {"plain-int64-sum", "exact-sum", "flower-fedavg"}),
         (lambda: wire.run(8, 3), {"raw-bytes", "update-record", "flower-objects"}),
         (lambda: protocol.run(3, 2), {"bare-calls", "coordinator-over-grid"}),
+        (lambda: bridge.run(8, 1), {"flower", "flower-and-bridge", "and-one-answer"}),
     ],
-    ids=["aggregate", "wire", "protocol"],
+    ids=["aggregate", "wire", "protocol", "bridge"],
 )
 def test_every_benchmark_runs_at_toy_size_and_has_both_sides(
     record: object, sides: set[str]

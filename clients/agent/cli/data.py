@@ -1,14 +1,12 @@
-"""``fleet-device ingest``, ``label`` and ``forget``: what goes into the store and out of it."""
+"""``fleet-device label`` and ``forget``: what people say of the store's windows."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -18,66 +16,11 @@ from fleet.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from clients.agent.intake import IntakeReport, IntakeSpec
     from clients.agent.store import Store
 
-__all__ = ["forget", "ingest", "label"]
-
-FORMS = ("csv", "jsonl")
-SPLITS = ("blocks", "train", "held-out")
-IDLE_S = 3600.0
+__all__ = ["PersonOption", "forget", "label", "opened"]
 
 PersonOption = Annotated[str, typer.Option("--person", help="Who wears the sensor.")]
-
-
-def ingest(
-    source: Annotated[
-        str, typer.Argument(help="A CSV or JSON-lines file; - is standard input.")
-    ] = "-",
-    person: PersonOption = "owner",
-    form: Annotated[
-        str, typer.Option("--as", help="csv or jsonl; told by a file's name otherwise.")
-    ] = "",
-    time_column: Annotated[
-        str, typer.Option("--time", help="Column of the time, as NAME or NAME:s|ms|us|ns.")
-    ] = "time:s",
-    split: Annotated[
-        str, typer.Option("--split", help="Let windows train, be held-out, or both by blocks.")
-    ] = "blocks",
-    socket: Annotated[
-        Path | None, typer.Option("--socket", help="Listen on this Unix socket instead.")
-    ] = None,
-    idle_s: Annotated[
-        float, typer.Option("--idle-s", help="Silence that ends the listening, seconds.", min=0.1)
-    ] = IDLE_S,
-    name: Annotated[
-        str, typer.Option("--name", help="Name of a stream; one of that name goes on.")
-    ] = "stdin",
-    state: StateOption = DEFAULT_STATE,
-    format: FormatOption = Format.table,
-) -> None:
-    """Take in samples: even out the rate, cut windows, keep them durably.
-
-    Taking in the same file twice adds nothing, and one that was cut off goes on. Columns, units and
-    axes are those of the table intake in device.toml.
-    """
-    from clients.agent.intake.sources import form_of, ingest_file
-
-    folder = state.expanduser()
-    spec = _spec(folder, time_column, split)
-    reports: dict[str, Any] = {}
-    with _opened(folder) as store:
-        if socket is not None:
-            reports = _from_socket(socket, idle_s, form, spec, store, person, name)
-        elif source == "-":
-            reports[name] = asdict(_from_stdin(form, spec, store, person, name))
-        else:
-            path = Path(source)
-            wanted = _form(form) if form else form_of(path)
-            reports[source] = asdict(ingest_file(path, wanted, spec, store, person))
-        store.tidy()
-    data = {"person": person, "sources": reports}
-    emit(data, format, lambda console: _draw_reports(console, reports))
 
 
 def label(
@@ -109,7 +52,7 @@ def label(
             "Examples: fleet-device label --help",
         )
     said = None if clear else name
-    with _opened(state.expanduser()) as store:
+    with opened(state.expanduser()) as store:
         if file is not None:
             windows, statements = _label_file(store, file, person, author)
         elif window is not None:
@@ -139,7 +82,7 @@ def forget(
             f"forgetting {person!r} cannot be taken back, so it needs a confirmation",
             f"fleet-device forget {person} --yes",
         )
-    with _opened(state.expanduser()) as store:
+    with opened(state.expanduser()) as store:
         done = store.forget(person)
     held = [{"plan": plan, "round": number} for plan, number in done.server_holds]
     data = {
@@ -152,12 +95,6 @@ def forget(
 
 
 _EXAMPLES = {
-    ingest: (
-        "fleet-device ingest walk.csv --person ada",
-        "fleet-device ingest log.jsonl --person ada --time t:ms --format json",
-        "mosquitto_sub -t waist | fleet-device ingest - --as jsonl --person ada --name waist",
-        "Next: fleet-device label walking --person ada --from 1767225600 --to 1767225660",
-    ),
     label: (
         "fleet-device label walking --person ada --from 1767225600 --to 1767225660 --by ada",
         "fleet-device label sitting --window 118",
@@ -171,7 +108,13 @@ for _command, _lines in _EXAMPLES.items():
     _command.__dict__["examples"] = "Examples:\n\n" + "\n\n".join(_lines)
 
 
-def _opened(folder: Path) -> Store:
+def opened(folder: Path) -> Store:
+    """Open the store of a state directory for writing, and say what its opening found.
+
+    Raises:
+        InputError: When the configuration cannot be read.
+        StorageError: See :func:`clients.agent.store.open_store`.
+    """
     from clients.agent.config import load_config
     from clients.agent.store import Caps, open_store
 
@@ -180,58 +123,6 @@ def _opened(folder: Path) -> Store:
     for notice in store.notices:
         note(f"note: {notice}", style="yellow")
     return store
-
-
-def _spec(folder: Path, time_column: str, split: str) -> IntakeSpec:
-    from clients.agent.config import load_config
-    from clients.agent.intake import spec_of
-    from clients.agent.intake.spec import TIME_UNITS
-    from fleet.adapt.base import load_base
-
-    column, _, unit = time_column.rpartition(":") if ":" in time_column else (time_column, "", "s")
-    if unit not in TIME_UNITS or not column:
-        raise InputError("bad-time", f"--time is NAME or NAME:s|ms|us|ns, not {time_column!r}")
-    if split not in SPLITS:
-        raise InputError("bad-split", f"--split is {' or '.join(SPLITS)}, not {split!r}")
-    config = load_config(folder)
-    intake = config.intake
-    return spec_of(
-        load_base(config.base_path(folder)).record,
-        columns=intake.channels,
-        units=intake.units,
-        axes=intake.axes,
-        source_rate_hz=intake.rate_hz,
-        time_column=column,
-        time_unit=cast(Literal["s", "ms", "us", "ns"], unit),
-        split=cast(Literal["blocks", "train", "held-out"], split),
-    )
-
-
-def _form(text: str) -> Literal["csv", "jsonl"]:
-    if text not in FORMS:
-        raise InputError("bad-form", f"--as is {' or '.join(FORMS)}, not {text!r}")
-    return cast(Literal["csv", "jsonl"], text)
-
-
-def _from_stdin(form: str, spec: IntakeSpec, store: Store, person: str, name: str) -> IntakeReport:
-    from clients.agent.intake.sources import ingest_stream
-
-    return ingest_stream(sys.stdin.buffer, _form(form or "jsonl"), spec, store, person, name)
-
-
-def _from_socket(
-    path: Path, idle_s: float, form: str, spec: IntakeSpec, store: Store, person: str, name: str
-) -> dict[str, Any]:
-    """Take in one connection after another; each is a stream of the same name."""
-    from clients.agent.intake.sources import connections, ingest_stream
-
-    reports: dict[str, Any] = {}
-    with connections(path, idle_s) as streams:
-        note(f"listening on {path}")
-        for number, stream in enumerate(streams, start=1):
-            report = ingest_stream(stream, _form(form or "jsonl"), spec, store, person, name)
-            reports = {f"{name} #{number}": asdict(report)}  # the last; the store counts them all
-    return reports
 
 
 def _label_file(store: Store, path: Path, person: str, author: str) -> tuple[int, int]:
@@ -262,18 +153,6 @@ def _counted(store: Store) -> list[dict[str, Any]]:
         {"split": split, "label": name, "windows": count}
         for (split, name), count in store.windows.counts().items()
     ]
-
-
-def _draw_reports(console: Console, reports: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    if not reports:
-        console.print("nobody connected")
-    for name, report in reports.items():
-        table = Table(title=name, show_header=False)
-        for what, count in report.items():
-            table.add_row(what.replace("_", " "), str(count))
-        console.print(table)
 
 
 def _draw_label(console: Console, data: dict[str, Any]) -> None:

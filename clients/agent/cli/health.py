@@ -11,7 +11,9 @@ import typer
 from clients.agent.cli.render import DEFAULT_STATE, Format, FormatOption, StateOption, emit
 from clients.agent.config import DECISIONS_FILE, PUBLIC_KEY, load_config
 from clients.agent.decisions import DecisionLog
+from clients.agent.supervise.plan import PROGRAM
 from fleet.errors import FleetError, InputError
+from fleet.supervise.record import standing, standing_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +26,7 @@ STYLES = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 
 
 def status(state: StateOption = DEFAULT_STATE, form: FormatOption = Format.table) -> None:
-    """Say what the state directory tells: device, served release, windows, labels, last decision.
+    """Say what the state directory tells: device, what runs, served release, windows, decision.
 
     Nothing is changed, and no process is asked; what is not known is left out or null.
     """
@@ -35,6 +37,7 @@ def status(state: StateOption = DEFAULT_STATE, form: FormatOption = Format.table
         "state": str(state),
         "server": config.server,
         "has_key": (state / PUBLIC_KEY).is_file(),
+        "run": standing(state),
         "served": _served(state),
         "store": _counts(state),
         "last_decision": DecisionLog(state / DECISIONS_FILE).last(),
@@ -125,6 +128,7 @@ def _show_status(console: Console, data: dict[str, Any]) -> None:
         "device": data["name"],
         "state": data["state"],
         "server": data["server"] or "none yet",
+        "running": standing_line(data["run"], PROGRAM),
         "key": "there" if data["has_key"] else "none: fleet-device init",
         "serves": f"release {served['number']}, {served['digest'][:12]}…" if served else "nothing",
         "store": _store_line(store),

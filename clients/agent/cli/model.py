@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from clients.agent.serving.model import DeviceModel
+    from clients.agent.serving.probe import Probe
+    from fleet.adapt.base import BaseRecord
 
 __all__ = ["export", "infer", "release"]
 
@@ -113,30 +116,35 @@ def list_(state: StateOption = DEFAULT_STATE, form: FormatOption = Format.table)
 
 @release.command(
     epilog="Examples:\n\nfleet-device release use 7\n\n"
-    "fleet-device release use 7 --probe labelled.npz --margin 0.02\n\nfleet-device release use 0"
+    "fleet-device release use 7 --probe labelled.npz --margin 0.02\n\n"
+    "fleet-device release use 0 --no-probe"
 )
 def use(
     wanted: Wanted,
     state: StateOption = DEFAULT_STATE,
     probe: Annotated[
         Path | None,
-        typer.Option(help="Windows x and classes y (NPZ) on which macro-F1 must not fall."),
+        typer.Option(
+            help="Windows x and classes y (NPZ) on which macro-F1 must not fall; default: those"
+            " that the store holds out."
+        ),
     ] = None,
+    unjudged: Annotated[
+        bool, typer.Option("--no-probe", help="Serve it whatever labelled windows say.")
+    ] = False,
     margin: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="By how much it may fall.")
     ] = 0.05,
     form: FormatOption = Format.table,
 ) -> None:
     """Serve a kept release: merge, verify, swap; running readers follow by themselves."""
-    from clients.agent.serving.probe import Probe
-    from clients.agent.serving.samples import labelled_windows
     from clients.agent.serving.serve import Serving
 
     serving = Serving(state.expanduser())
-    judged = None
-    if probe is not None:
-        about = serving.held.base.record
-        judged = Probe.of_raw(about, *labelled_windows(probe, about), margin=margin)
+    if unjudged and probe is not None:
+        raise InputError("probe-unclear", "--probe and --no-probe exclude each other", "")
+    about = serving.held.base.record
+    judged = None if unjudged else _probe(state.expanduser(), about, probe, margin)
     outcome = serving.promote(serving.held.kept(wanted), judged)
     if not outcome.swapped and outcome.reason != "already-served":
         raise FleetError(outcome.reason, outcome.detail, "What was served still is.")
@@ -187,6 +195,21 @@ def export(
 export.examples = (  # type: ignore[attr-defined]
     "Example:\n\nfleet-device export --out model.onnx --state /var/lib/corefleet"
 )
+
+
+def _probe(state: Path, about: BaseRecord, file: Path | None, margin: float) -> Probe | None:
+    """Return the labelled windows that judge a release: a file's, or those that were held out."""
+    from clients.agent.answering.labelled import probe_of
+    from clients.agent.serving.probe import Probe
+    from clients.agent.serving.samples import labelled_windows
+    from clients.agent.store.store import FILE_NAME, open_reader
+
+    if file is not None:
+        return Probe.of_raw(about, *labelled_windows(file, about), margin=margin)
+    if not (state / FILE_NAME).is_file():
+        return None
+    with open_reader(state, clock=time.time) as store:
+        return probe_of(store, about, margin)
 
 
 def _windows(source: str, model: DeviceModel) -> Iterator[tuple[int | None, NDArray[np.float32]]]:

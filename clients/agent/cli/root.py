@@ -45,13 +45,16 @@ COMMANDS: Mapping[str, Verb] = {
     "export": Verb("clients.agent.cli.model:export", "Write the served model as ONNX."),
     "forget": Verb("clients.agent.cli.data:forget", "Delete what is kept of a person."),
     "infer": Verb("clients.agent.cli.model:infer", "Recognise activities with the served model."),
-    "ingest": Verb("clients.agent.cli.data:ingest", "Take in samples from a file or a pipe."),
+    "ingest": Verb("clients.agent.cli.ingest:ingest", "Take in samples: file, pipe, MQTT."),
     "init": Verb("clients.agent.cli.setup:init", "Make state directory, key pair and config."),
     "install-service": Verb(
         "clients.agent.cli.setup:install_service", "Write the systemd units, or print them."
     ),
     "label": Verb("clients.agent.cli.data:label", "Say what a person did, by time or by window."),
     "release": Verb("clients.agent.cli.model:release", "List, use and verify releases."),
+    "run": Verb(
+        "clients.agent.cli.run:run", "Run the agent and its SuperNode, and keep them running."
+    ),
     "status": Verb("clients.agent.cli.health:status", "Say what is known of this device."),
 }
 

@@ -21,6 +21,7 @@ from clients.agent.doctor.machine import (
     check_python,
     check_torch,
 )
+from clients.agent.doctor.running import check_agent
 from clients.agent.doctor.server import CONNECT_LIMIT_S, check_server
 from fleet.errors import FleetError
 
@@ -40,6 +41,7 @@ CHECKS: tuple[Check, ...] = (
     Check("store", LOCAL_LIMIT_S, check_store),
     Check("torch", TORCH_LIMIT_S + SLACK_S, check_torch),
     Check("model", MODEL_LIMIT_S + SLACK_S, check_model),
+    Check("agent", LOCAL_LIMIT_S, check_agent),
 )
 
 

@@ -13,7 +13,15 @@ from datetime import datetime, timezone
 from clients.agent.doctor.finding import Finding, Subject, failed, fine, warn
 from clients.agent.power.commands import LineOf, first_line
 
-__all__ = ["AHEAD_S", "BEHIND_S", "TIMEDATECTL_LIMIT_S", "check_clock", "skew_finding"]
+__all__ = [
+    "AHEAD_S",
+    "BEHIND_S",
+    "TIMEDATECTL_LIMIT_S",
+    "check_clock",
+    "is_plausible",
+    "kept_by_ntp",
+    "skew_finding",
+]
 
 # The project is younger than this year, so an earlier date is a clock that was never set.
 FIRST_YEAR = 2026
@@ -31,18 +39,28 @@ def _now() -> datetime:
     return datetime.now(timezone.utc)
 
 
+def is_plausible(now: datetime) -> bool:
+    """Tell whether a clock that says ``now`` can have been set."""
+    return FIRST_YEAR <= now.year <= LAST_YEAR
+
+
+def kept_by_ntp(limit_s: float, line_of: LineOf = first_line) -> bool | None:
+    """Ask systemd whether NTP keeps the clock; ``None`` when it does not tell in ``limit_s``."""
+    return {"yes": True, "no": False}.get(line_of(TIMEDATECTL, limit_s) or "")
+
+
 def check_clock(
     subject: Subject, now: Callable[[], datetime] = _now, line_of: LineOf = first_line
 ) -> Finding:
     """The year is plausible, and NTP keeps the clock where the system can tell."""
     time = now()
-    if not FIRST_YEAR <= time.year <= LAST_YEAR:
+    if not is_plausible(time):
         return failed(f"the clock says {time:%Y-%m-%d %H:%M} UTC, it was never set", FIX)
-    answer = line_of(TIMEDATECTL, TIMEDATECTL_LIMIT_S)
+    kept = kept_by_ntp(TIMEDATECTL_LIMIT_S, line_of)
     shown = f"{time:%Y-%m-%d %H:%M:%S} UTC"
-    if answer == "yes":
+    if kept:
         return fine(f"{shown}, kept by NTP")
-    if answer == "no":
+    if kept is False:
         return warn(f"{shown}, but NTP has not set the clock", FIX)
     return fine(f"{shown}; the system does not tell whether NTP keeps it")
 

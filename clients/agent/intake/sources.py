@@ -1,8 +1,4 @@
-"""Thin sources: a file, standard input, a Unix socket. MQTT is not among them.
-
-A broker's messages reach a device through the socket or standard input, e.g. by
-``mosquitto_sub -t sensors/waist | fleet-device ingest - --person ada --as jsonl``.
-"""
+"""Thin sources: a file, standard input, a Unix socket. MQTT is in ``mqtt.py``."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ from clients.agent.intake.spec import IntakeSpec
 from clients.agent.store.store import Store
 from fleet.errors import DataError, InputError, StorageError
 
-__all__ = ["Form", "connections", "form_of", "ingest_file", "ingest_stream"]
+__all__ = ["Form", "check_sense", "connections", "form_of", "ingest_file", "ingest_stream"]
 
 Form = Literal["csv", "jsonl"]
 SUFFIXES: dict[str, Form] = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl"}
@@ -176,11 +172,11 @@ def _ingest(tape: Tape, form: Form, intake: Intake, *, last: bool) -> IntakeRepo
         for block in tape.blocks(last_line=last):
             place, read_any = (0, b"") if last else (block.offset, block.prefix), True
             intake.take(parse(block.lines), *place)
-            _check_sense(intake.report(), tape.name, NONSENSE_LINES)
+            check_sense(intake.report(), tape.name, NONSENSE_LINES)
     except TimeoutError:
         pass  # a connection that fell silent has ended
     if read_any:
-        _check_sense(intake.report(), tape.name, 1)
+        check_sense(intake.report(), tape.name, 1)
         intake.take(JsonParser(intake.spec)(()), *place, last=True)
     return intake.report()
 
@@ -189,8 +185,17 @@ def _parser(tape: Tape, form: Form, spec: IntakeSpec) -> CsvParser | JsonParser:
     return CsvParser(spec, tape.line(), tape.name) if form == "csv" else JsonParser(spec)
 
 
-def _check_sense(report: IntakeReport, name: str, enough: int) -> None:
-    """Stop where most lines hold no sample: it is the wrong form, not a bad line here or there."""
+def check_sense(report: IntakeReport, name: str, enough: int) -> None:
+    """Stop where most lines hold no sample: it is the wrong form, not a bad line here or there.
+
+    Args:
+        report: What was read.
+        name: Of the source, for messages.
+        enough: As many lines without a sample are no accident.
+
+    Raises:
+        DataError: ``source-unreadable``.
+    """
     if report.malformed >= enough and report.malformed > report.samples:
         raise DataError(
             "source-unreadable",

@@ -24,7 +24,7 @@ class Readings:
         power_w: Draw of the whole board, watts.
         metered: Whether the network is paid by volume.
         sources: Which source gave each quantity.
-        new_labels: Labels since the last training, by the store; no sensor.
+        new_labels: Labels that are new, by the store; no sensor. See ``Policy.label_rounds``.
         trained_today_s: Seconds of training since midnight, by the journal; no sensor.
     """
 

@@ -14,6 +14,10 @@ _DELETIONS = (
     ("labels", "DELETE FROM statements WHERE person = ?"),
     ("windows", "DELETE FROM windows WHERE person = ?"),
     ("journal", "DELETE FROM journal WHERE id IN (SELECT entry FROM journal_people WHERE {})"),
+    (
+        "checkpoints",
+        "DELETE FROM checkpoints WHERE plan IN (SELECT plan FROM checkpoint_people WHERE {})",
+    ),
     ("updates", "DELETE FROM outbox WHERE delivered_s IS NULL AND {}"),
     ("sources", "DELETE FROM positions WHERE person = ?"),
     ("people", "DELETE FROM people WHERE person = ?"),
@@ -41,7 +45,8 @@ def forget_person(database: Database, person: str) -> Forgotten:
         pinned = "SELECT count(*) FROM windows WHERE person = ? AND pinned_s IS NOT NULL"
         deleted = {"replay": database.number(pinned, (person,))}
         for kind, statement in _DELETIONS:
-            query = statement.format("person = ?" if kind == "journal" else _OF_OUTBOX)
+            by_person = kind in ("journal", "checkpoints")
+            query = statement.format("person = ?" if by_person else _OF_OUTBOX)
             deleted[kind] = connection.execute(query, (person,)).rowcount
         connection.execute(
             f"UPDATE outbox SET payload = NULL, size = 0 WHERE {_OF_OUTBOX}", (person,)

@@ -108,6 +108,18 @@ class LabelTable:
             rows = connection.execute(query, (window, EDGE_S, EDGE_S)).fetchall()
         return tuple(Statement(*row) for row in rows)
 
+    def mark(self) -> tuple[int, int]:
+        """Return how far labelling has come: the newest window's id and the newest statement's."""
+        number = self._database.number
+        return number("SELECT max(id) FROM windows"), number("SELECT max(id) FROM statements")
+
+    def since(self, mark: tuple[int, int]) -> int:
+        """Count what was labelled after a mark: windows that came with a label, and statements."""
+        arrived = "SELECT count(*) FROM windows WHERE label IS NOT NULL AND id > ?"
+        said = "SELECT count(*) FROM statements WHERE label IS NOT NULL AND id > ?"
+        number = self._database.number
+        return number(arrived, (mark[0],)) + number(said, (mark[1],))
+
     def _state(self, row: tuple[object, ...], where: str, values: tuple[object, ...]) -> int:
         label, author = row[4], row[5]
         for text in (label, author):

@@ -93,7 +93,24 @@ def _first(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
-MIGRATIONS: tuple[Migration, ...] = (_first,)
+def _second(connection: sqlite3.Connection) -> None:
+    connection.execute(
+        """CREATE TABLE checkpoints (
+            plan TEXT PRIMARY KEY,
+            made_s REAL NOT NULL,
+            windows TEXT NOT NULL,
+            crc INTEGER NOT NULL,
+            payload BLOB NOT NULL)"""
+    )
+    connection.execute(
+        """CREATE TABLE checkpoint_people (
+            plan TEXT NOT NULL REFERENCES checkpoints (plan) ON DELETE CASCADE,
+            person TEXT NOT NULL,
+            PRIMARY KEY (plan, person)) WITHOUT ROWID"""
+    )
+
+
+MIGRATIONS: tuple[Migration, ...] = (_first, _second)
 """The n-th takes a store from version n to n + 1; none is ever changed once released."""
 
 

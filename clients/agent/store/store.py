@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
+from clients.agent.store.checkpoints import Checkpoints
 from clients.agent.store.database import Database
 from clients.agent.store.forget import forget_person
 from clients.agent.store.journal import Journal
@@ -37,6 +38,7 @@ class Store:
         labels: What was said about them.
         outbox: Answers to plans.
         journal: What training did.
+        checkpoints: A training under way, to go on with after a restart.
         counters: Numbers that only grow.
         state: Values by name.
         positions: How far each source was taken in.
@@ -59,6 +61,7 @@ class Store:
         self.labels = LabelTable(database, caps, clock)
         self.outbox = Outbox(database, caps, clock)
         self.journal = Journal(database, caps, clock)
+        self.checkpoints = Checkpoints(database, clock)
         self.counters = Counters(database)
         self.state = State(database)
         self.positions = Positions(database, clock)

@@ -6,7 +6,7 @@ import hashlib
 import sqlite3
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -141,6 +141,12 @@ class WindowTable:
         with self._database.read() as connection:
             rows = connection.execute(query).fetchall()
         return {(split, label): int(count) for split, label, count in rows}
+
+    def unknown(self, people: Iterable[str]) -> list[str]:
+        """Return those of ``people`` that the store knows nothing of, e.g. any more."""
+        with self._database.read() as connection:
+            known = {row[0] for row in connection.execute("SELECT person FROM people")}
+        return sorted(set(people) - known)
 
     def bytes(self) -> int:
         """Return the bytes that all signals take."""

@@ -29,9 +29,11 @@ SUMMARIES = {
     "base": "Train and inspect base models.",
     "bench": "Measure Corefleet beside its peers, both sides in one run.",
     "data": "List, inspect and convert data sets.",
+    "device": "Enrol, list and revoke the devices of a server.",
     "plan": "Choose the rank of each layer for a budget of bytes.",
     "release": "List, show, compare, verify and merge releases.",
     "report": "Report a sweep, or runs beside each other.",
+    "server": "Make a server, run it, look after it.",
     "simulate": "Let a fleet of people learn from their own sensor data (the main job).",
     "sweep": "Run every combination of some values, in parallel, resumable.",
 }

@@ -20,8 +20,8 @@ from clients.agent.config import (
     save_config,
 )
 from clients.agent.policy import Policy, Refusal
-from clients.agent.tables import Table, lines_of
 from fleet.errors import InputError, StorageError
+from fleet.tables import Table, lines_of
 
 PAGE = Path(__file__).parents[3] / "docs" / "device-config.md"
 TIMES = st.tuples(st.integers(0, 23), st.integers(0, 59)).map(lambda t: f"{t[0]:02d}:{t[1]:02d}")

@@ -142,12 +142,14 @@ OTHER: dict[str, Any] = {
     "seed": 1,
     "weight_cap": 4095,
     "deadline_s": 601.0,
+    "max_steps": 7,
+    "memory_budget": 1 << 20,
 }
 
 
 def test_the_id_of_a_plan_is_this_literal() -> None:
     plan = make_plan(layout="d" * 64, state="e" * 64)
-    assert plan.id == "9a019c555f1746d0"
+    assert plan.id == "9b3b8e7a91427c9b"
     assert make_plan(layout="d" * 64, state="e" * 64).id == plan.id
 
 
@@ -191,6 +193,30 @@ def test_a_plan_cannot_be_changed() -> None:
 def test_a_device_with_a_reason_is_not_usable() -> None:
     assert DeviceStatus(device="a", train_windows=1, test_windows=0).usable
     assert not DeviceStatus(device="a", train_windows=0, test_windows=0, reason="none").usable
+
+
+def test_a_device_that_serves_nothing_says_what_it_said_before_there_was_serving() -> None:
+    status = DeviceStatus(device="a", train_windows=1, test_windows=0)
+    said = {"device": "a", "train_windows": 1, "test_windows": 0, "reason": ""}
+    assert status.model_dump(mode="json") == said
+    assert DeviceStatus.model_validate(said) == status
+    assert (status.serves, status.release, status.version) == ("", -1, "")
+
+
+def test_what_a_device_serves_comes_back_equal() -> None:
+    fields = {"device": "a", "train_windows": 1, "test_windows": 0, "reason": "no new labels"}
+    serving = {"serves": "5e" * 32, "release": 0, "version": "0.1.0"}
+    status = DeviceStatus.model_validate({**fields, **serving})
+    assert status.model_dump(mode="json") == {**fields, **serving}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"serves": "5e"}, {"release": -2}, {"version": "1" * 65}, {"more": ""}]
+)
+def test_a_status_that_breaks_a_rule_is_refused(wrong: dict[str, object]) -> None:
+    fields = {"device": "a", "train_windows": 1, "test_windows": 0}
+    with pytest.raises(ValidationError):
+        DeviceStatus.model_validate({**fields, **wrong})
 
 
 def test_records_wire_and_errors_need_no_torch() -> None:

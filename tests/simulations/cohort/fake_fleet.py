@@ -138,6 +138,9 @@ class Kept:
     def evaluated(self, release: Release, results: Mapping[str, NDArray[np.int64]]) -> None:
         self.evaluations[release.number] = {d: r.ravel().tolist() for d, r in results.items()}
 
+    def served(self, release: Release, reports: object) -> None:
+        raise AssertionError("a simulated device serves nothing")
+
     def answered(self, round_number: int, device: str, of: int) -> None:
         self.answers.append(device)
 

@@ -36,7 +36,7 @@ def commands(group: click.Group, path: tuple[str, ...]) -> Iterator[tuple[str, c
 
 
 ALL = dict(commands(cli.root, ()))
-OWN = ("doctor", "enroll", "init", "install-service", "status")
+OWN = ("doctor", "enroll", "init", "install-service", "run", "status")
 EXAMPLES = [
     (name, line.strip())
     for name, command in ALL.items()
@@ -240,9 +240,10 @@ def test_help_and_version_import_no_verb_and_nothing_heavy() -> None:
 
 def test_what_runs_beside_the_model_loads_no_torch_and_no_flower() -> None:
     own = [
-        *("config", "tables", "policy", "decisions", "bounded", "keys", "service", "power"),
+        *("config", "policy", "decisions", "bounded", "keys", "service", "power"),
         *("power.jetson", "power.linux", "power.portable", "power.commands", "doctor"),
         *("doctor.model_trial", "doctor.torch_op", "cli.root", "cli.setup", "cli.health"),
+        *("doctor.running", "cli.run", "supervise.plan"),
     ]
     loaded = loaded_by("import " + ", ".join(f"clients.agent.{name}" for name in own))
     assert "pydantic" in loaded
@@ -251,9 +252,11 @@ def test_what_runs_beside_the_model_loads_no_torch_and_no_flower() -> None:
 
 def test_torch_is_named_by_the_doctors_trial_alone() -> None:
     agent = ROOT / "clients" / "agent"
-    own = [*agent.glob("power/*.py"), *agent.glob("doctor/*.py")]
+    own = [
+        path for folder in ("power", "doctor", "supervise") for path in agent.glob(f"{folder}/*.py")
+    ]
     own += [agent / f"{name}.py" for name in ("config", "policy", "decisions", "keys", "service")]
-    own += [agent / "cli" / f"{name}.py" for name in ("root", "render", "setup", "health")]
+    own += [agent / "cli" / f"{name}.py" for name in ("root", "render", "setup", "health", "run")]
     importing = {
         path.name
         for path in own

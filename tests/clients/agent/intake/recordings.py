@@ -32,10 +32,17 @@ def small_spec(**changes: Any) -> IntakeSpec:
 
 def rejoined(dataset: DataSet, rows: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
     """Yield the stretches ``[T, c]`` whose windows are the given rows, in order."""
-    x = dataset.physical(rows)
-    stride, shared = dataset.stride, dataset.window - dataset.stride
+    yield from stretches(dataset.physical(rows), dataset.stride)
+
+
+def stretches(x: NDArray[np.float32], stride: int) -> Iterator[NDArray[np.float32]]:
+    """Yield the stretches ``[T, c]`` whose windows are ``x [n, c, t]``, in order.
+
+    Neighbours are joined where they share their samples to the bit.
+    """
+    shared = x.shape[2] - stride
     pieces: list[NDArray[np.float32]] = []
-    for place in range(len(rows)):
+    for place in range(len(x)):
         goes_on = place > 0 and np.array_equal(x[place - 1][:, stride:], x[place][:, :shared])
         if pieces and not goes_on:
             yield np.concatenate(pieces, axis=1).T

@@ -14,6 +14,7 @@ from clients.agent.cli.root import run
 from clients.agent.serving.folder import CURRENT
 from clients.agent.serving.model import DeviceModel
 from clients.agent.serving.serve import Serving
+from clients.agent.store import SplitRule, WindowBatch, open_store
 from fleet.federate.releases import Release
 from tests.clients.agent.serving.factories import RATE_HZ, STRIDE, WINDOW, promoted, raw_windows
 
@@ -174,6 +175,24 @@ def test_release_use_is_held_back_by_a_probe(
     assert run([*arguments, "--probe", str(tmp_path / "probe.npz"), "--margin", "0"]) == 1
     assert json.loads(capsys.readouterr().out)["error_code"] == "probe-fell"
     assert run([*arguments, "--probe", str(tmp_path / "probe.npz"), "--margin", "1"]) == 0
+
+
+def test_release_use_asks_the_windows_that_the_store_holds_out_unless_told_not_to(
+    served: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = raw_windows(40)
+    labels, _ = DeviceModel(served).predict(x)
+    start = np.arange(40, dtype=np.float64) * 10
+    with open_store(served, clock=lambda: 0.0) as store:
+        batch = WindowBatch(start_s=start, end_s=start + 1, signals=x)
+        store.windows.add("ada", "s", batch, SplitRule(kind="held-out"))
+        for number, label in enumerate(labels, start=1):
+            store.labels.window(number, label, "ada")
+    arguments = ["release", "use", "0", "--state", str(served), "--margin", "0"]
+    assert run([*arguments, "--format", "json"]) == 1
+    assert json.loads(capsys.readouterr().out)["error_code"] == "probe-fell"
+    assert run([*arguments, "--no-probe", "--probe", "x.npz"]) == 4
+    assert run([*arguments, "--no-probe"]) == 0
 
 
 def test_release_use_of_one_that_is_not_kept_is_a_bad_argument(

@@ -162,7 +162,7 @@ def test_a_newer_store_is_left_alone(tmp_path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     connection.close()
-    with pytest.raises(StorageError, match=r"knows versions up to 1") as caught:
+    with pytest.raises(StorageError, match=rf"knows versions up to {len(MIGRATIONS)}") as caught:
         opened(tmp_path)
     assert caught.value.code == "store-newer"
     assert list(tmp_path.glob("*.damaged-*")) == []
@@ -178,7 +178,9 @@ def test_another_programs_file_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_migration_happens_whole_or_not_at_all(tmp_path: Path) -> None:
-    def second(connection: sqlite3.Connection) -> None:
+    known = len(MIGRATIONS)
+
+    def another(connection: sqlite3.Connection) -> None:
         connection.execute("ALTER TABLE windows ADD COLUMN note TEXT")
 
     def failing(connection: sqlite3.Connection) -> None:
@@ -188,14 +190,28 @@ def test_a_migration_happens_whole_or_not_at_all(tmp_path: Path) -> None:
     database = Database(filled(tmp_path))
     try:
         with pytest.raises(RuntimeError):
-            migrate(database, (*MIGRATIONS, second, failing))
-        assert database.number("PRAGMA user_version") == 1
-        assert migrate(database, (*MIGRATIONS, second)) == 1
-        assert database.number("PRAGMA user_version") == 2
+            migrate(database, (*MIGRATIONS, another, failing))
+        assert database.number("PRAGMA user_version") == known
+        assert migrate(database, (*MIGRATIONS, another)) == known
+        assert database.number("PRAGMA user_version") == known + 1
         assert database.number("SELECT count(note IS NULL) FROM windows") == COUNT
         assert database.number("SELECT count(*) FROM sqlite_master WHERE name = 'half'") == 0
     finally:
         database.close()
+
+
+def test_a_store_of_the_first_version_keeps_its_windows_and_gains_checkpoints(
+    tmp_path: Path,
+) -> None:
+    connection = sqlite3.connect(filled(tmp_path))
+    connection.executescript(
+        "DROP TABLE checkpoint_people; DROP TABLE checkpoints; PRAGMA user_version = 1"
+    )
+    connection.close()
+    with opened(tmp_path) as store:
+        assert store.notices == ()
+        assert len(store.windows.load(SHAPE).ids) == COUNT
+        assert store.checkpoints.put("p1", "w1", b"one", ["ada"])
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_with_a_message(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tables of the device's config file: frozen records whose keys are spelled in kebab-case."""
+"""Tables of a config file: frozen records whose keys are spelled in kebab-case."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _kebab(name: str) -> str:
 
 
 class Table(BaseModel):
-    """A table of the config file: frozen, closed, validated once."""
+    """A table of a config file: frozen, closed, validated once."""
 
     model_config = ConfigDict(
         frozen=True,

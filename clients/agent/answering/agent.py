@@ -1,0 +1,166 @@
+"""The agent: answers each message of the fleet from what the device holds.
+
+Whatever transports the messages, an answer is an update, metrics, a status, or an error that says
+why not; one piece of work is done at a time, and who comes meanwhile is told "not now".
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from clients.agent.answering.health import health_of, values_only
+from clients.agent.answering.held import Held
+from clients.agent.answering.labelled import counted, labelled
+from clients.agent.answering.releases import Releases
+from clients.agent.answering.training import Training
+from clients.agent.answering.world import World
+from clients.agent.config import DECISIONS_FILE, DeviceConfig
+from clients.agent.decisions import DecisionLog
+from clients.agent.learner import Learner, judged, metrics_of, opened, workbench
+from clients.link.records import Answer, Metrics, Request
+from fleet.errors import FleetError, InputError, MismatchError, RoundError, StorageError
+from fleet.federate.records import DeviceStatus, Plan
+from fleet.federate.wire import Payload, decode_plan
+from fleet.measure.f1 import macro_f1_present
+
+__all__ = ["NOTHING_TO_LEARN", "Agent"]
+
+NOTHING_TO_LEARN = "no labelled windows to train on"
+
+
+class Agent:
+    """Answers messages; any number of threads may ask.
+
+    Args:
+        held: What is durable of the device.
+        config: Reads the device's configuration, which its owner may change at any time.
+        world: Clocks, sensors, and the wish to stop.
+    """
+
+    def __init__(self, held: Held, config: Callable[[], DeviceConfig], world: World) -> None:
+        self._held = held
+        self._config = config
+        self._world = world
+        self._work = threading.Lock()
+        self._doing = ""
+        self.name = config().name
+        # Made now and not in a message's thread: torch.fx patches modules while it traces them.
+        self._bench = workbench(held.serving.held.base)
+        self.releases = Releases(held.serving, held.store, world.say)
+        log = DecisionLog(held.state / DECISIONS_FILE)
+        self.training = Training(held.store, config, log, world)
+
+    @property
+    def doing(self) -> str:
+        """What it works on now, for people; empty when idle."""
+        return self._doing
+
+    def answer(self, request: Request) -> Answer:
+        """Answer one message.
+
+        Args:
+            request: Kind, payload, and how long whoever asks will wait.
+
+        Raises:
+            FleetError: Why not; its code is what the server records.
+        """
+        answers: dict[str, Callable[[Request], Answer]] = {
+            "train": self._train,
+            "evaluate": self._evaluate,
+            "query.status": lambda _: self.status(),
+            "query.health": lambda _: health_of(self._held, self._world, self.doing),
+            "query.release": self._serve,
+        }
+        if request.kind not in answers:
+            raise InputError(
+                "unknown-message",
+                f"this agent answers {', '.join(answers)}, not {request.kind[:40]!r}",
+                "Upgrade the device, or do not ask it this.",
+            )
+        try:
+            return answers[request.kind](request)
+        except FleetError as error:
+            self._world.say("message.declined", kind=request.kind, reason=error.code)
+            raise
+
+    def rest(self, limit_s: float) -> bool:
+        """Wait until no work is under way; from then on none begins. Tells whether it came to that.
+
+        Set ``world.stopping`` first, so that a training under way ends with its next step.
+        """
+        return self._work.acquire(timeout=limit_s)
+
+    def status(self) -> Payload:
+        """Say who the device is, what it can train on and what it serves."""
+        base = self._bench.base
+        train, held_out = counted(self._held.store.windows.counts(), base.record)
+        served = self._held.serving.served
+        status = DeviceStatus(
+            device=self.name,
+            train_windows=train,
+            test_windows=held_out,
+            reason="" if train else NOTHING_TO_LEARN,
+            serves=served.digest if served else "",
+            release=served.number if served else -1,
+            version=self._held.version,
+        )
+        return values_only(status.model_dump(mode="json"))
+
+    def _train(self, request: Request) -> Payload:
+        until = self._world.monotonic() + request.limit_s
+        plan = decode_plan(request.payload)
+        kept = self.training.answered(plan)
+        if kept is None:
+            with self._alone(f"training for plan {plan.id}", request.limit_s):
+                # Somebody may have asked for the same plan and been first.
+                kept = self.training.answered(plan) or self._trained(plan, request, until)
+        try:
+            self._held.store.outbox.mark_delivered(plan.id)
+        except StorageError as error:  # what is kept can be sent, also from a disk that is full
+            self._world.say("store.refused", reason=error.code, detail=error.message)
+        return kept
+
+    def _trained(self, plan: Plan, request: Request, until: float) -> Payload:
+        _, state = opened(request.payload, self._bench)
+        release = self._held.serving.take_plan(plan, request.payload)
+        if self.releases.ahead(release):
+            self.releases.bring(release)
+        # The caller may give up sooner; its next message for this plan finds the answer.
+        latest = max(until, self._world.monotonic() + plan.deadline_s)
+        return self.training.train(plan, state, self._bench.base, latest)
+
+    def _evaluate(self, request: Request) -> Metrics:
+        state = judged(request.payload, self._bench)
+        with self._alone("an evaluation", self._world.cadence.busy_s):
+            base = self._bench.base
+            windows = labelled(self._held.store, base.record).windows
+            counts = Learner(self.name, base, windows).evaluate(state)
+        if self._config().policy.share_class_counts:
+            return Metrics(metrics_of(counts))
+        return Metrics({"num-examples": int(counts.sum()), "macro-f1": macro_f1_present(counts)})
+
+    def _serve(self, request: Request) -> Payload:
+        method = request.payload.config.get("method")
+        if not isinstance(method, str):
+            raise MismatchError("release-method", "a release names its method", "")
+        with self._alone("a release", self._world.cadence.busy_s):
+            release = self._held.serving.catch_up(request.payload, method)
+            outcome = self.releases.bring(release)
+        if outcome.served is None or outcome.served.state != release.state.digest:
+            raise RoundError(outcome.reason, outcome.detail)
+        return self.status()
+
+    @contextmanager
+    def _alone(self, what: str, limit_s: float) -> Iterator[None]:
+        """Work alone; a message for what is being done anyway waits for its end."""
+        wait_s = limit_s if self._doing == what else min(limit_s, self._world.cadence.busy_s)
+        if not self._work.acquire(timeout=max(0.0, wait_s)):
+            raise RoundError("agent-busy", f"not now, because the agent is at {self._doing}")
+        self._doing = what
+        try:
+            yield
+        finally:
+            self._doing = ""
+            self._work.release()

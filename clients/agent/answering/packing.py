@@ -1,0 +1,66 @@
+"""Bytes of what the store keeps for the agent: updates and checkpoints, as safetensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from fleet.adapt.train import Progress
+from fleet.errors import StorageError
+from fleet.federate.wire import Payload
+
+__all__ = ["pack_progress", "pack_update", "unpack_progress", "unpack_update"]
+
+
+def pack_update(payload: Payload) -> bytes:
+    """Return an update's bytes; its config holds texts, numbers and flags."""
+    return _pack({"packed": payload.array}, dict(payload.config))
+
+
+def unpack_update(content: bytes) -> Payload:
+    """Return the update that :func:`pack_update` packed, to the bit.
+
+    Raises:
+        StorageError: ``outbox-damaged``.
+    """
+    arrays, record = _unpack(content, "outbox-damaged")
+    return Payload(arrays["packed"], record)
+
+
+def pack_progress(progress: Progress) -> bytes:
+    """Return a training's progress as bytes."""
+    return _pack(progress.arrays, {"steps": progress.steps, "total": progress.total})
+
+
+def unpack_progress(content: bytes) -> Progress:
+    """Return the progress that :func:`pack_progress` packed, to the bit.
+
+    Raises:
+        StorageError: ``checkpoint-damaged``.
+    """
+    arrays, record = _unpack(content, "checkpoint-damaged")
+    return Progress(int(record["steps"]), float(record["total"]), arrays)
+
+
+Value = str | int | float | bool
+
+
+def _pack(arrays: Mapping[str, NDArray[np.float32]], record: Mapping[str, object]) -> bytes:
+    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    return bytes(save(whole, {"record": json.dumps(record)}))
+
+
+def _unpack(content: bytes, code: str) -> tuple[dict[str, NDArray[np.float32]], dict[str, Value]]:
+    try:
+        arrays = load(content)
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])
+        record = json.loads(header["__metadata__"]["record"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(code, f"bytes of the store cannot be read: {error}", "") from error
+    return arrays, record

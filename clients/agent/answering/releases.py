@@ -1,0 +1,89 @@
+"""Bringing a release into service, and finishing after a restart what was cut off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clients.agent.answering.labelled import probe_of
+from clients.agent.answering.world import Say
+from clients.agent.serving.kept import KeptRelease
+from clients.agent.serving.probe import Probe
+from clients.agent.serving.records import Promotion
+from clients.agent.serving.serve import Serving
+from clients.agent.store import Store
+from fleet.errors import FleetError
+
+__all__ = ["Releases"]
+
+WANTED = "release.wanted"
+OUTCOME = "release.outcome"
+# What is not worth a second try; a full disk is.
+SETTLED = ("already-served", "probe-fell", "wrong-base", "wrong-frame", "served-not-finite")
+
+
+class Releases:
+    """Serves what the fleet asks for, if it is whole and passes the probe.
+
+    What is wanted is durable before it is tried, so that a swap that was cut off is finished at
+    the next start; what the probe refused is not tried again.
+
+    Args:
+        serving: The model folder.
+        store: Holds what is wanted, and the windows of the probe.
+        say: Told what became of it.
+    """
+
+    def __init__(self, serving: Serving, store: Store, say: Say) -> None:
+        self._serving = serving
+        self._store = store
+        self._say = say
+
+    @property
+    def outcome(self) -> dict[str, Any] | None:
+        """What became of the last release that was wanted, as JSON; None before the first."""
+        found = self._store.state.get(OUTCOME)
+        return found if isinstance(found, dict) else None
+
+    def bring(self, kept: KeptRelease) -> Promotion:
+        """Serve a release that is kept; whatever speaks against it is in what is returned.
+
+        Raises:
+            StorageError: When nothing could be noted or tried: ``disk-full``, ``model-busy``.
+        """
+        self._store.state.put(WANTED, kept.name)
+        outcome = self._serving.promote(kept, self._probe())
+        record = {
+            "name": kept.name,
+            "number": kept.number,
+            "reason": outcome.reason,
+            "detail": outcome.detail,
+        }
+        with self._store.transaction():
+            self._store.state.put(OUTCOME, record)
+            if outcome.swapped or outcome.reason in SETTLED:
+                self._store.state.put(WANTED, None)
+        probe = outcome.probe.model_dump() if outcome.probe else None
+        self._say("release.swapped" if outcome.swapped else "release.kept", **record, probe=probe)
+        return outcome
+
+    def ahead(self, kept: KeptRelease) -> bool:
+        """Tell whether a plan's release is newer than what is served.
+
+        Only a message about releases may go back: an old plan that was held up somewhere must not.
+        """
+        served = self._serving.served
+        return served is None or kept.number > served.number
+
+    def finish(self) -> Promotion | None:
+        """Serve what was wanted when the agent was cut off; None when there is nothing to do."""
+        wanted = self._store.state.get(WANTED)
+        if not wanted:
+            return None
+        try:
+            return self.bring(self._serving.held.kept(wanted))
+        except FleetError as error:
+            self._say("release.kept", name=wanted, reason=error.code, detail=error.message)
+            return None
+
+    def _probe(self) -> Probe | None:
+        return probe_of(self._store, self._serving.held.base.record)

@@ -1,0 +1,223 @@
+"""The training job: from a plan to an update in the outbox, or to a reason why not.
+
+A plan is answered once: its update goes to the outbox, the journal and the marks of what was
+learned from in one transaction, and whoever asks again gets the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from clients.agent.answering.labelled import Labelled, labelled
+from clients.agent.answering.pace import Errand, Pace, check_known
+from clients.agent.answering.packing import pack_update, unpack_progress, unpack_update
+from clients.agent.answering.world import World
+from clients.agent.config import DeviceConfig
+from clients.agent.decisions import DecisionLog
+from clients.agent.learner import Learner
+from clients.agent.policy import Decision, may_train
+from clients.agent.store import Store
+from clients.link.records import STOPPING
+from fleet.adapt.base import Base
+from fleet.adapt.state import CoreState
+from fleet.adapt.train import Progress
+from fleet.errors import FleetError, RoundError, StorageError
+from fleet.federate.records import Plan
+from fleet.federate.wire import Payload
+
+__all__ = ["Training"]
+
+MARKS = "training.marks"
+TODAY = "training.today"
+
+
+class Training:
+    """Trains for plans, one at a time; the caller sees to that.
+
+    Args:
+        store: Windows, outbox, journal and checkpoint.
+        config: Reads the device's configuration, which its owner may change at any time.
+        log: Where the policy's decisions go.
+        world: Clocks and sensors.
+    """
+
+    def __init__(
+        self, store: Store, config: Callable[[], DeviceConfig], log: DecisionLog, world: World
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._log = log
+        self._world = world
+        self._last: Decision | None = None
+
+    def answered(self, plan: Plan) -> Payload | None:
+        """Return the answer that a plan had before; None when it had none.
+
+        Raises:
+            RoundError: ``already-answered`` when its update made room for others.
+        """
+        kept = self._store.outbox.get(plan.id)
+        if kept is None:
+            return None
+        if kept.payload is None:
+            raise RoundError(
+                "already-answered", f"plan {plan.id} was answered, and its update is kept no more"
+            )
+        self._note(plan, "repeated", {})
+        return unpack_update(kept.payload)
+
+    def decide(self) -> Decision:
+        """Read the sensors and decide whether the device may train now; the decision is logged."""
+        readings = replace(
+            self._world.read(),
+            new_labels=self._store.labels.since(self._oldest_mark()),
+            trained_today_s=self._trained_today_s(),
+        )
+        decision = may_train(self._config().policy, readings, self._world.local(), self._last)
+        self._last = decision
+        self._log.write(decision)
+        return decision
+
+    def train(self, plan: Plan, state: CoreState, base: Base, until: float) -> Payload:
+        """Train as a plan asks and put the update into the outbox.
+
+        Args:
+            plan: What is asked.
+            state: The core state that training starts from.
+            base: The device's base, which is the plan's.
+            until: Monotonic seconds at which the plan's time is over.
+
+        Raises:
+            RoundError: Why the device does not train, or stopped; codes of ``policy.Refusal``,
+                ``over-time``, ``agent-stopping``, ``person-forgotten``, ``training-diverged``.
+            MismatchError: ``no-windows``.
+            StorageError: Nothing of an update was kept.
+        """
+        try:
+            decision = self.decide()
+            if not decision.allowed:
+                raise _refused(decision)
+            return self._trained(plan, state, base, until)
+        except FleetError as error:
+            self._note(plan, "refused", {"reason": error.code, "detail": error.message})
+            if not (error.code == STOPPING or isinstance(error, StorageError)):
+                self._drop_checkpoint()
+            raise
+
+    def _trained(self, plan: Plan, state: CoreState, base: Base, until: float) -> Payload:
+        config = self._config()
+        found = labelled(self._store, base.record)
+        learner = Learner(
+            config.name,
+            base,
+            found.windows,
+            memory_budget_bytes=_least(config.policy.memory_budget_bytes, plan.memory_budget),
+        )
+        learner.check_windows()
+        resume = self._progress(plan, found)
+        marks = self._store.labels.mark()
+        people = sorted(found.people)
+        detail = {"windows": len(found.windows.train_y), "from_step": resume.steps if resume else 0}
+        self._store.journal.add(plan.id, plan.round, "started", people, detail)
+        self._world.say("training.started", plan=plan.id, round=plan.round, **detail)
+        errand = Errand(plan.id, found.digest, found.people, until, self._budget_s(config))
+        pace = Pace(errand, self._store, self._world, self.decide)
+        try:
+            delta, result = learner.train(plan, state, resume=resume, after_step=pace)
+        finally:
+            self._add_seconds(pace.seconds)
+        answer = learner.encode(plan, delta, result)
+        self._finish(plan, answer, found, marks, {"seconds": round(pace.seconds, 3)})
+        self._world.say("training.finished", plan=plan.id, round=plan.round, steps=result.steps)
+        return answer
+
+    def _finish(
+        self,
+        plan: Plan,
+        answer: Payload,
+        found: Labelled,
+        marks: tuple[int, int],
+        detail: dict[str, Any],
+    ) -> None:
+        people = sorted(found.people)
+        with self._store.transaction():
+            check_known(self._store, people)
+            self._store.outbox.put(plan.id, plan.round, pack_update(answer), people)
+            self._store.checkpoints.clear()
+            self._store.journal.add(plan.id, plan.round, "finished", people, detail)
+            kept = [list(marks), *self._marks()][: self._config().policy.label_rounds]
+            self._store.state.put(MARKS, kept)
+
+    def _progress(self, plan: Plan, found: Labelled) -> Progress | None:
+        """Return what is left of a killed training for this plan, and drop any other's."""
+        content = self._store.checkpoints.get(plan.id, found.digest)
+        if content is not None:
+            try:
+                return unpack_progress(content)
+            except FleetError as error:
+                self._world.say("training.dropped", plan=plan.id, reason=error.code)
+        elif dropped := self._store.checkpoints.plan():
+            self._world.say("training.dropped", plan=dropped, reason="another plan or windows")
+        self._store.checkpoints.clear()
+        return None
+
+    def _marks(self) -> list[list[int]]:
+        found = self._store.state.get(MARKS, [])
+        return [list(mark) for mark in found]
+
+    def _oldest_mark(self) -> tuple[int, int]:
+        """Return from where on labels are new: before the first training of the last few."""
+        marks = self._marks()
+        if len(marks) < self._config().policy.label_rounds:
+            return 0, 0
+        window, statement = marks[self._config().policy.label_rounds - 1]
+        return window, statement
+
+    def _budget_s(self, config: DeviceConfig) -> float:
+        limit = config.policy.max_training_s_per_day
+        return max(0.0, limit - self._trained_today_s()) if limit else math.inf
+
+    def _trained_today_s(self) -> float:
+        found = self._store.state.get(TODAY, {})
+        return float(found["seconds"]) if found.get("day") == _day(self._world.local()) else 0.0
+
+    def _add_seconds(self, seconds: float) -> None:
+        today = {"day": _day(self._world.local()), "seconds": self._trained_today_s() + seconds}
+        self._note_state(TODAY, today)
+
+    def _drop_checkpoint(self) -> None:
+        try:
+            self._store.checkpoints.clear()
+        except FleetError as error:  # it fits no other plan, so it is dropped by the next
+            self._world.say("store.refused", reason=error.code, detail=error.message)
+
+    def _note_state(self, key: str, value: Any) -> None:
+        try:
+            self._store.state.put(key, value)
+        except FleetError as error:  # a full disk must not hide why training ended
+            self._world.say("store.refused", reason=error.code, detail=error.message)
+
+    def _note(self, plan: Plan, event: str, detail: dict[str, Any]) -> None:
+        self._world.say(f"training.{event}", plan=plan.id, round=plan.round, **detail)
+        try:
+            self._store.journal.add(plan.id, plan.round, event, (), detail)
+        except FleetError as error:
+            self._world.say("store.refused", reason=error.code, detail=error.message)
+
+
+def _refused(decision: Decision) -> RoundError:
+    reasons = ", ".join(reason.value for reason in decision.reasons)
+    return RoundError(decision.reasons[0].value, f"not now, because the policy says: {reasons}")
+
+
+def _least(one: int, other: int) -> int:
+    """Return the smaller of two limits, where 0 is none."""
+    return min(one, other) if one and other else one or other
+
+
+def _day(local: datetime) -> str:
+    return local.date().isoformat()

@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from tests.clients.link.sockets import agent, folder, socket
+
+__all__ = ["agent", "folder", "socket"]

@@ -1,0 +1,204 @@
+"""No container engine is at hand, so what an engine would trip over is read out of the text."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+KNOWN = {
+    *("ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "FROM", "HEALTHCHECK", "RUN", "USER"),
+    *("VOLUME", "WORKDIR"),
+}
+EXACT = re.compile(r"^[a-z0-9./_-]+:[A-Za-z0-9._-]*\d+\.\d+[A-Za-z0-9._-]*(@sha256:[0-9a-f]{64})?$")
+
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction: its word and all that follows, continued lines joined."""
+
+    word: str
+    rest: str
+
+
+def instructions(text: str) -> list[Instruction]:
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [
+        Instruction(*line.strip().split(None, 1)) for line in joined.splitlines() if line.strip()
+    ]
+
+
+def read(path: Path) -> list[Instruction]:
+    return instructions(path.read_text())
+
+
+def arguments(found: list[Instruction]) -> dict[str, str]:
+    """The build arguments of a file with their defaults."""
+    pairs = (each.rest.partition("=") for each in found if each.word == "ARG")
+    return {name: default.strip('"') for name, _, default in pairs}
+
+
+def bases(found: list[Instruction]) -> list[str]:
+    """The images that a file starts from, its own stages left out, defaults put in."""
+    stages, images = set(), []
+    for each in found:
+        if each.word != "FROM":
+            continue
+        words = each.rest.split()
+        image = re.sub(r"\$\{(\w+)\}", lambda m: arguments(found)[m[1]], words[0])
+        if image not in stages:
+            images.append(image)
+        if len(words) == 3:
+            stages.add(words[2])
+    return images
+
+
+def copied(found: list[Instruction]) -> list[str]:
+    """What is copied from the build context."""
+    lines = [each.rest.split() for each in found if each.word == "COPY"]
+    return [
+        source
+        for line in lines
+        if not any(word.startswith("--from=") for word in line)
+        for source in [word for word in line if not word.startswith("--")][:-1]
+    ]
+
+
+def shell_of(each: Instruction) -> str:
+    return re.sub(r"^(--\w+(=\S+)?\s+)+", "", each.rest)
+
+
+def runs(found: list[Instruction]) -> list[str]:
+    return [shell_of(each) for each in found if each.word == "RUN"]
+
+
+def test_a_wrong_file_would_be_seen() -> None:
+    found = instructions("FROM python:latest AS a\nCOPY --from=a x y\nCOPY none there\nFROM a\n")
+    assert bases(found) == ["python:latest"]
+    assert not EXACT.match("python:latest")
+    assert not EXACT.match("python:3")
+    assert not EXACT.match("python")
+    assert EXACT.match("python:3.12.11-slim-bookworm")
+    assert copied(found) == ["none"]
+    assert shell_of(Instruction("RUN", "--mount=type=bind,target=/src,rw if true")) == "if true"
+    assert not parses("if true")
+
+
+def parses(shell: str) -> bool:
+    return subprocess.run(["bash", "-n"], input=shell, text=True, check=False).returncode == 0
+
+
+def test_both_kinds_of_device_have_an_image() -> None:
+    assert [path.name for path in FILES] == ["device-jetson.Dockerfile", "device.Dockerfile"]
+
+
+@every_file
+def test_every_instruction_is_known(path: Path) -> None:
+    assert {each.word for each in read(path)} <= KNOWN
+
+
+@every_file
+def test_every_image_has_an_exact_tag(path: Path) -> None:
+    images = bases(read(path))
+    assert images
+    for image in images:
+        assert EXACT.match(image), image
+        assert "latest" not in image
+
+
+@every_file
+def test_every_pinned_program_has_a_whole_version(path: Path) -> None:
+    given = arguments(read(path))
+    pinned = {name: value for name, value in given.items() if re.search("VERSION|PYTHON$", name)}
+    assert pinned
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+", value) for value in pinned.values()), pinned
+
+
+def test_the_cpu_image_has_the_torch_that_is_tested() -> None:
+    given = arguments(read(ROOT / "docker" / "device.Dockerfile"))
+    assert f"torch=={given['TORCH_VERSION']}\n" in (ROOT / "constraints.txt").read_text()
+
+
+@every_file
+def test_what_is_copied_is_in_the_repository(path: Path) -> None:
+    assert [source for source in copied(read(path)) if not (ROOT / source).exists()] == []
+
+
+@every_file
+def test_every_command_parses(path: Path) -> None:
+    assert runs(read(path))
+    assert [line for line in runs(read(path)) if not parses(line)] == []
+
+
+@every_file
+def test_nothing_that_pip_or_apt_downloaded_stays_behind(path: Path) -> None:
+    for line in runs(read(path)):
+        assert "pip install" not in line or "--no-cache-dir" in line, line
+        assert "apt-get install" not in line or "rm -rf /var/lib/apt/lists/*" in line, line
+
+
+@every_file
+def test_only_the_tested_script_installs_the_two_halves(path: Path) -> None:
+    text = "\n".join(runs(read(path)))
+    halves = re.findall(r"/src/scripts/install-device\.sh --extras (\w+)", text)
+    assert sorted(halves) == ["agent", "bridge"]
+    assert {f"device-{half}" for half in halves} <= set(PROJECT["optional-dependencies"])
+    parts = [part for part in re.split("&&|\n", text) if "pip install" in part]
+    assert not [part for part in parts if "corefleet" in part or "/src" in part]
+
+
+@every_file
+def test_it_ends_as_a_user_of_its_own_with_state_in_a_volume(path: Path) -> None:
+    found = read(path)
+    users = [each.rest for each in found if each.word == "USER"]
+    assert users
+    assert users[-1] not in ("root", "0")
+    made = [line for line in runs(found) if "useradd" in line]
+    assert any(line.split()[-1] == users[-1] for line in made)
+    last = max(n for n, each in enumerate(found) if each.word == "RUN")
+    assert [n for n, each in enumerate(found) if each.word == "USER"][-1] > last
+    assert [each.rest for each in found if each.word == "VOLUME"] == ["/var/lib/corefleet"]
+
+
+@every_file
+def test_what_it_runs_is_a_command_of_the_product_below_a_real_init(path: Path) -> None:
+    found = {each.word: each.rest for each in read(path)}
+    start = json.loads(found["ENTRYPOINT"])
+    assert start == ["tini", "--", "fleet-device"]
+    assert start[-1] in PROJECT["scripts"]
+    assert json.loads(found["CMD"]) == ["run", "--state", "/var/lib/corefleet"]
+    assert any("tini" in line for line in runs(read(path)))
+    health = json.loads(found["HEALTHCHECK"].partition("CMD")[2])
+    assert health[0] == "fleet-device"
+
+
+def test_the_build_context_holds_what_the_wheel_is_made_of_and_no_more() -> None:
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line]
+    kept = {line[1:] for line in lines if line.startswith("!")}
+    assert "*" in lines
+    packages = {"fleet", "clients", "server", "simulations"}
+    assert kept >= packages | {"pyproject.toml", "README.md", "LICENSE", "constraints.txt"}
+    secret = ("runs", ".git", ".venv", "tests", "shared")
+    assert not [s for s in secret for k in kept if fnmatch.fnmatch(s, k)]
+    assert {name for name in kept if not (ROOT / name).exists()} <= {
+        "dist/device-aarch64",
+        "dist/device-x86_64",
+    }
