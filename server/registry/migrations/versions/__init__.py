@@ -1,0 +1,1 @@
+"""The revisions; none is ever changed once released."""

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import text
+
+from fleet.errors import InputError, StorageError, UnavailableError
+from server.registry import Registry, database, open_registry, tables
+from server.registry.database import Database, url_of
+from server.registry.schema import MIGRATIONS, migrate, newest
+from tests.server.registry.filled import Clock
+from tests.server.registry.postgres import Postgres
+
+
+def test_the_revisions_make_the_tables_that_the_code_uses(empty: Registry) -> None:
+    with empty.database.read() as connection:
+        context = MigrationContext.configure(connection)
+        assert compare_metadata(context, tables.METADATA) == []
+
+
+def test_a_registry_of_the_newest_revision_is_left_as_it_is(
+    empty: Registry, open_again: Callable[[], Registry]
+) -> None:
+    assert migrate(empty.database) == newest()
+    assert open_again().audit.head() == empty.audit.head()
+
+
+def test_a_registry_of_a_later_corefleet_is_refused(
+    empty: Registry, open_again: Callable[[], Registry]
+) -> None:
+    empty.database.change(
+        lambda connection: connection.execute(text("UPDATE alembic_version SET version_num = '99'"))
+    )
+    with pytest.raises(StorageError, match="revision 99; this Corefleet knows 0001") as caught:
+        open_again()
+    assert caught.value.code == "registry-newer"
+
+
+def test_another_programs_file_is_refused_and_not_touched(tmp_path: Path, clock: Clock) -> None:
+    path = tmp_path / "other.sqlite"
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        other.commit()
+    with pytest.raises(StorageError) as caught:
+        open_registry(path, clock=clock)
+    assert caught.value.code == "not-a-registry"
+    with closing(sqlite3.connect(path)) as other:
+        names = other.execute("SELECT name FROM sqlite_master").fetchall()
+    assert names == [("alembic_version",)]
+
+
+@pytest.mark.services
+def test_another_programs_database_is_refused(postgres: Postgres, clock: Clock) -> None:
+    url = postgres.fresh("template0")
+    other = Database(url_of(url))
+    other.change(lambda connection: connection.execute(text("CREATE TABLE things (n int)")))
+    other.close()
+    with pytest.raises(StorageError, match="things") as caught:
+        open_registry(url, clock=clock)
+    assert caught.value.code == "not-a-registry"
+
+
+def test_a_file_that_is_no_database_is_damaged(tmp_path: Path, clock: Clock) -> None:
+    path = tmp_path / "registry.sqlite"
+    path.write_bytes(b"no database at all" * 1000)
+    with pytest.raises(StorageError) as caught:
+        open_registry(path, clock=clock)
+    assert caught.value.code == "registry-damaged"
+    assert path.read_bytes().startswith(b"no database")
+
+
+def test_a_new_file_is_its_owners_alone(tmp_path: Path, clock: Clock) -> None:
+    path = tmp_path / "server" / "registry.sqlite"
+    open_registry(path, clock=clock).close()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_urls_name_a_file_or_postgresql(tmp_path: Path) -> None:
+    assert url_of(tmp_path / "r.sqlite").database == str(tmp_path / "r.sqlite")
+    assert url_of("sqlite:////srv/r.sqlite").database == "/srv/r.sqlite"
+    assert url_of("postgres" + "ql+psycopg2://u@h/d").drivername == "postgresql+psycopg"
+    for wrong in ("mysql://u:secret@h/d", "sqlite://", "sqlite:///:memory:", "registry"):
+        with pytest.raises(InputError) as caught:
+            url_of(wrong)
+        assert caught.value.code == "bad-registry-url"
+        assert "secret" not in caught.value.message
+
+
+def test_postgresql_without_its_driver_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    monkeypatch.setattr(database, "find_spec", lambda name: None)
+    with pytest.raises(UnavailableError, match="psycopg") as caught:
+        open_registry("postgresql://u@h/d", clock=clock)
+    assert "server-postgres" in caught.value.hint
+
+
+def test_the_revisions_travel_with_the_package() -> None:
+    assert (MIGRATIONS / "env.py").is_file()
+    assert (MIGRATIONS / "versions" / "v0001_first.py").is_file()
+    assert newest() == "0001"
