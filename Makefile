@@ -56,7 +56,7 @@ VENV310 := .venv310
 STAMP310 := $(VENV310)/.installed
 # What an agent has without a torch; with PY310_TORCH, all of the agent and the method.
 TORCH_FREE := $(wildcard $(addprefix tests/clients/,$(addprefix agent/,cli doctor intake power store \
-  supervise test_config.py test_extras.py test_policy.py) link) $(addprefix tests/fleet/,federate \
+  supervise test_config.py test_extras.py test_policy.py) link) $(addprefix tests/fleet/,federate supervise \
   test_commands.py test_errors.py test_files.py test_seeds.py))
 
 $(STAMP310): pyproject.toml constraints.txt
@@ -102,12 +102,12 @@ bench: $(STAMP) ## The benchmarks: both sides in one run, medians and spread.
 # The oldest compiler whose output runs with every protobuf that pyproject.toml allows; it wants an
 # older protobuf than Flower does, so it has an environment of its own.
 PROTOC := $(VENV)/protoc
-proto: $(STAMP) ## Write the link's generated modules from clients/link/agent.proto.
+proto: $(STAMP) ## Write the generated modules of the link and of the control API from their .proto files.
 	@test -x $(PROTOC)/bin/python || $(BIN)/python -m venv $(PROTOC)
 	@$(PROTOC)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  'grpcio-tools==1.62.3' 'setuptools<80'
 	@$(PROTOC)/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. \
-	  clients/link/agent.proto
+	  clients/link/agent.proto server/control/control.proto
 
 clean: ## Remove the virtual environment and caches; runs/ stays.
 	@rm -rf $(VENV) .venv310 .mypy_cache .ruff_cache .pytest_cache .hypothesis

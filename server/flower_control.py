@@ -7,6 +7,7 @@ Like :mod:`server.flower` this module holds private names of Flower, and
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpI
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, uses_nist_ec_curve
 
 from fleet.errors import FleetError, InputError
+from server.service.folder import read_bytes
 
 __all__ = ["Control", "Node", "UnreachableError", "control_of", "public_key_of"]
 
@@ -120,13 +122,16 @@ def control_of(address: str, authority: Path) -> Iterator[Control]:
     Args:
         address: On loopback.
         authority: Certificate (PEM) of whoever signed its own.
+
+    Raises:
+        StorageError: ``unreadable``.
     """
-    client = ControlHttpClient.from_server_address(
-        server_address=address,
-        insecure=False,
-        root_certificates=str(authority),
-        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
-    )
+    trust = ssl.create_default_context(cadata=read_bytes(authority).decode("ascii"))
+    version = RuntimeVersionHttpInterceptor(component_name="flwr CLI")
+    client = ControlHttpClient(f"https://{address}", interceptors=[version], verify=trust)
+    client._client.close()
+    # No proxy of the environment may come between.
+    client._client = httpx.Client(verify=trust, timeout=TIMEOUT_S, trust_env=False)
     try:
         yield Control(client)
     finally:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from clients.agent.config import AGENT_SOCKET, DeviceConfig, load_config
-from fleet.errors import FleetError, InputError, StorageError
+from fleet.errors import FleetError, InputError, RoundError, StorageError
 
 __all__ = ["REST_S", "TIDY_S", "main", "say", "served_agent"]
 
@@ -104,12 +104,14 @@ def served_agent(state: Path, stopping: threading.Event) -> Iterator[Any]:
         held = Held(state, store, serving, own)
         world = World(say=say, stopping=stopping)
         agent = Agent(held, _reader(state, config), world)
-        agent.releases.finish()
+        agent.finish()
 
         def finish() -> None:
             try:
                 store.tidy()
-                agent.releases.finish()
+                agent.finish()
+            except RoundError:
+                pass  # it is at work; the next time will do
             except StorageError as error:
                 say("store.refused", reason=error.code, detail=error.message)
 

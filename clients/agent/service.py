@@ -154,6 +154,8 @@ User={host.user}
 ExecStart={_words(command)}
 {_environment(agent_environment(host.state))}
 {RESTART}
+# What is wrong with the configuration or the installation stays wrong.
+RestartPreventExitStatus={InputError.exit_code}
 # Learning runs beside the device's main job.
 Nice=10
 IOSchedulingClass=idle

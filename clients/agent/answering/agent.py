@@ -19,14 +19,18 @@ from clients.agent.answering.world import World
 from clients.agent.config import DECISIONS_FILE, DeviceConfig
 from clients.agent.decisions import DecisionLog
 from clients.agent.learner import Learner, judged, metrics_of, opened, workbench
-from clients.link.records import Answer, Metrics, Request
+from clients.link.records import STOPPING, Answer, Metrics, Request
 from fleet.errors import FleetError, InputError, MismatchError, RoundError, StorageError
 from fleet.federate.records import DeviceStatus, Plan
 from fleet.federate.wire import Payload, decode_plan
 from fleet.measure.f1 import macro_f1_present
 
-__all__ = ["NOTHING_TO_LEARN", "Agent"]
+__all__ = ["LONGEST_TRAINING_S", "NOTHING_TO_LEARN", "Agent"]
 
+LONGEST_TRAINING_S = 24 * 3600.0
+"""However long a plan's time is, a device is not at it for longer."""
+WAIT_STEP_S = 0.5
+"""How often whoever waits looks whether the agent ends."""
 NOTHING_TO_LEARN = "no labelled windows to train on"
 
 
@@ -92,6 +96,16 @@ class Agent:
         """
         return self._work.acquire(timeout=limit_s)
 
+    def finish(self) -> None:
+        """Serve what was wanted when the agent was cut off, unless it is at other work.
+
+        Raises:
+            RoundError: ``agent-busy``.
+            StorageError: What is wanted could not be read.
+        """
+        with self._alone("a release", self._world.cadence.busy_s):
+            self.releases.finish()
+
     def status(self) -> Payload:
         """Say who the device is, what it can train on and what it serves."""
         base = self._bench.base
@@ -128,7 +142,8 @@ class Agent:
         if self.releases.ahead(release):
             self.releases.bring(release)
         # The caller may give up sooner; its next message for this plan finds the answer.
-        latest = max(until, self._world.monotonic() + plan.deadline_s)
+        allowed_s = min(plan.deadline_s, LONGEST_TRAINING_S)
+        latest = max(until, self._world.monotonic() + allowed_s)
         return self.training.train(plan, state, self._bench.base, latest)
 
     def _evaluate(self, request: Request) -> Metrics:
@@ -156,7 +171,7 @@ class Agent:
     def _alone(self, what: str, limit_s: float) -> Iterator[None]:
         """Work alone; a message for what is being done anyway waits for its end."""
         wait_s = limit_s if self._doing == what else min(limit_s, self._world.cadence.busy_s)
-        if not self._work.acquire(timeout=max(0.0, wait_s)):
+        if not self._taken(wait_s):
             raise RoundError("agent-busy", f"not now, because the agent is at {self._doing}")
         self._doing = what
         try:
@@ -164,3 +179,19 @@ class Agent:
         finally:
             self._doing = ""
             self._work.release()
+
+    def _taken(self, wait_s: float) -> bool:
+        """Wait for the end of other work; tells whether it came.
+
+        Raises:
+            RoundError: ``agent-stopping``: the process cannot end while a thread waits here.
+        """
+        while True:
+            step_s = min(max(0.0, wait_s), WAIT_STEP_S)
+            if self._work.acquire(timeout=step_s):
+                return True
+            if self._world.stopping.is_set():
+                raise RoundError(STOPPING, "the agent ends; the next one answers")
+            wait_s -= step_s
+            if wait_s <= 0:
+                return False

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from clients.agent.answering.packing import pack_progress
 from clients.agent.answering.world import World
 from clients.agent.policy import Decision
 from clients.agent.store import Store
+from clients.agent.store.forget import FORGETS
 from clients.link.records import STOPPING
 from fleet.adapt.train import Progress
 from fleet.errors import RoundError
 
-__all__ = ["Errand", "Pace", "check_known"]
+__all__ = ["Errand", "Pace", "check_known", "forgets_of"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Errand:
         plan: Id of its plan.
         windows: Digest of the windows it trains on.
         people: Whose windows they are.
+        forgets: How often the store had forgotten somebody when they were read.
         until: Monotonic seconds at which the plan's time is over.
         budget_s: Seconds that the policy leaves for today; infinite without a limit.
     """
@@ -31,6 +33,7 @@ class Errand:
     plan: str
     windows: str
     people: frozenset[str]
+    forgets: int
     until: float
     budget_s: float
 
@@ -91,17 +94,23 @@ class Pace:
         errand = self._errand
         content = pack_progress(snapshot())
         with self._store.transaction():
-            check_known(self._store, errand.people)
+            check_known(self._store, errand)
             self._store.checkpoints.put(errand.plan, errand.windows, content, errand.people)
 
 
-def check_known(store: Store, people: Iterable[str]) -> None:
+def forgets_of(store: Store) -> int:
+    """Return how often a store has forgotten somebody."""
+    return int(store.state.get(FORGETS, 0))
+
+
+def check_known(store: Store, errand: Errand) -> None:
     """Refuse to keep what came of the windows of somebody who was forgotten meanwhile.
+
+    Also when new windows came under the same name since, and, since nobody may keep the names,
+    when it was somebody else.
 
     Raises:
         RoundError: ``person-forgotten``.
     """
-    if gone := store.windows.unknown(people):
-        raise RoundError(
-            "person-forgotten", f"{len(gone)} person(s) were forgotten during the training"
-        )
+    if store.windows.unknown(errand.people) or forgets_of(store) != errand.forgets:
+        raise RoundError("person-forgotten", "somebody was forgotten during the training")

@@ -13,19 +13,23 @@ from clients.agent.serving.serve import Serving
 from clients.agent.store import Store
 from fleet.errors import FleetError
 
-__all__ = ["Releases"]
+__all__ = ["MOST_TRIES", "Releases"]
 
 WANTED = "release.wanted"
 OUTCOME = "release.outcome"
+TRIES = "release.tries"
 # What is not worth a second try; a full disk is.
 SETTLED = ("already-served", "probe-fell", "wrong-base", "wrong-frame", "served-not-finite")
+LOST = "agent-lost"
+MOST_TRIES = 3
+"""A release at which the process ended so often (killed for memory, say) is given up."""
 
 
 class Releases:
     """Serves what the fleet asks for, if it is whole and passes the probe.
 
     What is wanted is durable before it is tried, so that a swap that was cut off is finished at
-    the next start; what the probe refused is not tried again.
+    the next start; what the probe refused is not tried again, nor what no try came to an end of.
 
     Args:
         serving: The model folder.
@@ -50,7 +54,9 @@ class Releases:
         Raises:
             StorageError: When nothing could be noted or tried: ``disk-full``, ``model-busy``.
         """
-        self._store.state.put(WANTED, kept.name)
+        with self._store.transaction():
+            self._store.state.put(WANTED, kept.name)
+            self._store.state.put(TRIES, {"name": kept.name, "count": self._tries(kept.name) + 1})
         outcome = self._serving.promote(kept, self._probe())
         record = {
             "name": kept.name,
@@ -60,6 +66,7 @@ class Releases:
         }
         with self._store.transaction():
             self._store.state.put(OUTCOME, record)
+            self._store.state.put(TRIES, None)
             if outcome.swapped or outcome.reason in SETTLED:
                 self._store.state.put(WANTED, None)
         probe = outcome.probe.model_dump() if outcome.probe else None
@@ -80,10 +87,26 @@ class Releases:
         if not wanted:
             return None
         try:
+            if self._tries(wanted) >= MOST_TRIES:
+                self._give_up(wanted)
+                return None
             return self.bring(self._serving.held.kept(wanted))
         except FleetError as error:
             self._say("release.kept", name=wanted, reason=error.code, detail=error.message)
             return None
+
+    def _tries(self, name: str) -> int:
+        """Return how many tries of a release in a row ended with the process."""
+        found = self._store.state.get(TRIES) or {}
+        return int(found["count"]) if found.get("name") == name else 0
+
+    def _give_up(self, name: str) -> None:
+        detail = f"the agent was lost {MOST_TRIES} times while it brought {name}; it is given up"
+        record = {"name": name, "number": int(name.split("-")[0]), "reason": LOST, "detail": detail}
+        with self._store.transaction():
+            self._store.state.put(OUTCOME, record)
+            self._store.state.put(WANTED, None)
+        self._say("release.kept", **record)
 
     def _probe(self) -> Probe | None:
         return probe_of(self._store, self._serving.held.base.record)

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from clients.agent.answering.labelled import Labelled, labelled
-from clients.agent.answering.pace import Errand, Pace, check_known
+from clients.agent.answering.pace import Errand, Pace, check_known, forgets_of
 from clients.agent.answering.packing import pack_update, unpack_progress, unpack_update
 from clients.agent.answering.world import World
 from clients.agent.config import DeviceConfig
@@ -110,6 +110,7 @@ class Training:
 
     def _trained(self, plan: Plan, state: CoreState, base: Base, until: float) -> Payload:
         config = self._config()
+        forgets = forgets_of(self._store)
         found = labelled(self._store, base.record)
         learner = Learner(
             config.name,
@@ -124,14 +125,15 @@ class Training:
         detail = {"windows": len(found.windows.train_y), "from_step": resume.steps if resume else 0}
         self._store.journal.add(plan.id, plan.round, "started", people, detail)
         self._world.say("training.started", plan=plan.id, round=plan.round, **detail)
-        errand = Errand(plan.id, found.digest, found.people, until, self._budget_s(config))
+        budget_s = self._budget_s(config)
+        errand = Errand(plan.id, found.digest, found.people, forgets, until, budget_s)
         pace = Pace(errand, self._store, self._world, self.decide)
         try:
             delta, result = learner.train(plan, state, resume=resume, after_step=pace)
         finally:
             self._add_seconds(pace.seconds)
         answer = learner.encode(plan, delta, result)
-        self._finish(plan, answer, found, marks, {"seconds": round(pace.seconds, 3)})
+        self._finish(plan, answer, errand, marks, {"seconds": round(pace.seconds, 3)})
         self._world.say("training.finished", plan=plan.id, round=plan.round, steps=result.steps)
         return answer
 
@@ -139,13 +141,13 @@ class Training:
         self,
         plan: Plan,
         answer: Payload,
-        found: Labelled,
+        errand: Errand,
         marks: tuple[int, int],
         detail: dict[str, Any],
     ) -> None:
-        people = sorted(found.people)
+        people = sorted(errand.people)
         with self._store.transaction():
-            check_known(self._store, people)
+            check_known(self._store, errand)
             self._store.outbox.put(plan.id, plan.round, pack_update(answer), people)
             self._store.checkpoints.clear()
             self._store.journal.add(plan.id, plan.round, "finished", people, detail)

@@ -36,6 +36,9 @@ def label(
     ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Take labels back.")] = False,
     author: Annotated[str, typer.Option("--by", help="Who says so.")] = "owner",
+    new_class: Annotated[
+        bool, typer.Option("--new-class", help="Keep labels that the base does not know (yet).")
+    ] = False,
     state: StateOption = DEFAULT_STATE,
     format: FormatOption = Format.table,
 ) -> None:
@@ -51,10 +54,13 @@ def label(
             "name a label (or --clear) with --from and --to, with --window, or give a --file",
             "Examples: fleet-device label --help",
         )
-    said = None if clear else name
-    with opened(state.expanduser()) as store:
+    said, folder = None if clear else name, state.expanduser()
+    rows = _rows_of(file) if file is not None else []
+    if not new_class:
+        _check_known(folder, {label for *_, label in rows} | ({said} if said else set()))
+    with opened(folder) as store:
         if file is not None:
-            windows, statements = _label_file(store, file, person, author)
+            windows, statements = _label_rows(store, rows, person, author), len(rows)
         elif window is not None:
             windows, statements = store.labels.window(window, said, author), 1
         else:
@@ -125,27 +131,54 @@ def opened(folder: Path) -> Store:
     return store
 
 
-def _label_file(store: Store, path: Path, person: str, author: str) -> tuple[int, int]:
-    """State every row of a file in one transaction; returns windows labelled and rows."""
+Row = tuple[float, float, str]
+
+
+def _rows_of(path: Path) -> list[Row]:
+    """Read a file of labels, whole or not at all."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError("labels-unreadable", f"{path} cannot be read: {error}") from error
+    found = []
+    for number, row in enumerate(rows, start=2):
+        try:
+            found.append((float(row["from"]), float(row["to"]), row["label"].strip()))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                "labels-unreadable",
+                f"{path}, line {number}: needs numbers in from and to and a text in label",
+                "Its first line must be: from,to,label. Nothing of the file was kept.",
+            ) from error
+    return found
+
+
+def _label_rows(store: Store, rows: list[Row], person: str, author: str) -> int:
+    """State every row in one transaction; returns how many windows it labels."""
     windows = 0
     with store.transaction():
-        for number, row in enumerate(rows, start=2):
-            try:
-                start, end, said = float(row["from"]), float(row["to"]), row["label"].strip()
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise InputError(
-                    "labels-unreadable",
-                    f"{path}, line {number}: needs numbers in from and to and a text in label",
-                    "Its first line must be: from,to,label. Nothing of the file was kept.",
-                ) from error
+        for start, end, said in rows:
             key = hashlib.sha256(f"{person}|{start!r}|{end!r}|{said}|{author}".encode()).hexdigest()
             windows += store.labels.range(person, start, end, said, author, key[:32])
-    return windows, len(rows)
+    return windows
+
+
+def _check_known(folder: Path, labels: set[str]) -> None:
+    """Refuse labels that training would leave out, before somebody has typed a day's worth."""
+    from clients.agent.config import load_config
+    from fleet.adapt.base import load_base
+
+    path = load_config(folder).base_path(folder)
+    known = load_base(path).record.labels if path.is_file() else ()
+    strange = sorted(label for label in labels if label.strip() and label not in known)
+    if known and strange:
+        raise InputError(
+            "unknown-label",
+            f"the base knows {', '.join(known)}; not {', '.join(strange[:5])}",
+            "Spell it as the base does, or keep it with --new-class; it does not train before the"
+            " fleet's base knows it.",
+        )
 
 
 def _counted(store: Store) -> list[dict[str, Any]]:

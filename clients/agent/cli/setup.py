@@ -205,6 +205,9 @@ def _settled(wanted: DeviceConfig, state: Path) -> DeviceConfig:
             f"{state} is the device {present.name}, not {wanted.name}",
             "Choose another folder with --state, or edit device.toml.",
         )
+    if wanted.server and not present.server:
+        present = present.model_copy(update={"server": wanted.server})
+        save_config(present, state)
     if wanted.server not in ("", present.server):
         note(f"{CONFIG_FILE} is kept: its server is {present.server or 'none'}; edit it there.")
     return present

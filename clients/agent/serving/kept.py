@@ -16,6 +16,7 @@ from fleet.federate.wire import Payload
 __all__ = ["KeptRelease", "load_kept", "save_kept"]
 
 FORMAT = "corefleet.kept.1"
+LARGEST_NUMBER = 2**63 - 1  # what a status, a health and the store can hold
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,25 +73,31 @@ class KeptRelease:
         """
         state = follow(base, layout, message)
         number = message.config.get("release")
-        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise MismatchError(
-                "release-number", f"a catch-up message carries a release number, not {number!r}"
-            )
-        return cls(number, base.digest, base.frame_digest, method, state)
+        return cls(_check_number(number), base.digest, base.frame_digest, method, state)
 
     @classmethod
     def of_plan(cls, plan: Plan, state: CoreState) -> KeptRelease:
         """Keep the release that a plan trains from.
 
         Raises:
-            MismatchError: ``wrong-state`` when the state is not the plan's.
+            MismatchError: ``wrong-state`` when the state is not the plan's, ``release-number``.
         """
         if state.digest != plan.state:
             raise MismatchError(
                 "wrong-state",
                 f"the plan trains from state {plan.state[:12]}…, this one is {state.digest[:12]}…",
             )
+        _check_number(plan.release)
         return cls(plan.release, plan.base, plan.frame, plan.method, state)
+
+
+def _check_number(number: object) -> int:
+    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= LARGEST_NUMBER:
+        return number
+    raise MismatchError(
+        "release-number",
+        f"a release has a number of 0 to {LARGEST_NUMBER}, not {str(number)[:40]!r}",
+    )
 
 
 def save_kept(release: KeptRelease, path: Path) -> None:

@@ -7,7 +7,10 @@ from clients.agent.store.records import Forgotten
 from clients.agent.store.repair import quarantined
 from fleet.errors import StorageError
 
-__all__ = ["forget_person"]
+__all__ = ["FORGETS", "forget_person"]
+
+FORGETS = "forgets"
+"""Key of the state: how often somebody was forgotten; a name may come again, this number not."""
 
 # In this order: statements about a window leave with it, so they are counted before.
 _DELETIONS = (
@@ -53,6 +56,12 @@ def forget_person(database: Database, person: str) -> Forgotten:
         )
         connection.execute("DELETE FROM outbox_people WHERE person = ?", (person,))
         connection.execute("DELETE FROM journal_people WHERE person = ?", (person,))
+        if deleted["people"]:
+            connection.execute(
+                "INSERT INTO state VALUES (?, '1')"
+                " ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1",
+                (FORGETS,),
+            )
     deleted["damaged copies"] = _delete_copies(database)
     pages = database.number("PRAGMA page_count")
     cleared = database.tidy(pages)

@@ -44,7 +44,7 @@ def taken_in(
     for side, path in (("train", files.train), ("held-out", files.held_out)):
         assert run(["ingest", str(path), "--split", side, *place]) == 0
         reports[side] = json.loads(capsys.readouterr().out)["data"]["sources"][str(path)]
-    assert run(["label", "--file", str(files.labels), *place]) == 0
+    assert run(["label", "--file", str(files.labels), "--new-class", *place]) == 0
     said = json.loads(capsys.readouterr().out)["data"]
     assert said["windows"] == said["statements"]
     dataset = fleet.population.dataset

@@ -67,6 +67,14 @@ def test_a_second_init_keeps_what_is_there_and_adds_what_is_missing(ask: Json, s
     assert (state / PRIVATE_KEY).is_file()
 
 
+def test_a_second_init_names_the_server_that_the_first_did_not(ask: Json, state: Path) -> None:
+    assert ask("init", "--name", "a", "--state", state)[0] == 0
+    assert ask("init", "--server", "fleet.example:443", "--state", state)[0] == 0
+    assert load_config(state).server == "fleet.example:443"
+    assert ask("init", "--server", "other.example:443", "--state", state)[0] == 0
+    assert load_config(state).server == "fleet.example:443"  # what was decided stays
+
+
 def test_a_second_init_needs_no_name(ask: Json, state: Path) -> None:
     assert ask("init")[1]["error_code"] == "name-missing"
     ask("init", "--name", "a")

@@ -78,6 +78,22 @@ def test_a_diary_counts_once_and_is_taken_whole_or_not(
     assert answer(capsys, "label", "--file", diary, *place)["data"]["windows"] == 0
 
 
+def test_a_diary_with_a_word_that_the_base_does_not_know_is_refused_whole(
+    state: Path, walk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ("--person", "ada", "--state", state)
+    answer(capsys, "ingest", walk, *place)
+    diary = tmp_path / "diary.csv"
+    diary.write_text("from,to,label\n1000,1005,walking\n1005,1012,juggling\n")
+    refused = answer(capsys, "label", "--file", diary, *place, code=4)
+    assert refused["error_code"] == "unknown-label"
+    assert "walking" in refused["message"]
+    with opened(state) as store:
+        assert {label for _, label in store.windows.counts()} == {None}
+    said = answer(capsys, "label", "--file", diary, "--new-class", *place)["data"]
+    assert (said["statements"], said["windows"]) == (2, 6)
+
+
 def test_samples_come_in_over_standard_input(
     state: Path, tiny_base: Base, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
@@ -101,6 +117,7 @@ def test_samples_come_in_over_standard_input(
         (("label", "--window", "1"), "label-unclear"),
         (("label", "walking", "--window", "1"), "no-such-window"),
         (("label", "--file", "none.csv"), "labels-unreadable"),
+        (("label", "WALKING", "--window", "1"), "unknown-label"),
     ],
 )
 def test_what_is_asked_wrongly_is_refused(
@@ -113,7 +130,7 @@ def test_people_get_tables_and_examples(
     state: Path, walk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["ingest", str(walk), "--person", "ada", "--state", str(state)]) == 0
-    assert run(["label", "x", "--window", "1", "--state", str(state)]) == 0
+    assert run(["label", "x", "--new-class", "--window", "1", "--state", str(state)]) == 0
     assert run(["forget", "ada", "--yes", "--state", str(state)]) == 0
     printed = capsys.readouterr().out
     assert "segments" in printed
