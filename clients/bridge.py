@@ -55,7 +55,7 @@ def train(message: Message, context: Context) -> Message:
     """Answer a plan with an update."""
 
     def here() -> RecordDict:
-        return update_content(_learner(context).answer_plan(_payload(message.content)))
+        return update_content(_answer(context, message))
 
     return _answered(message, context, here)
 
@@ -170,6 +170,12 @@ def _status(context: Context) -> RecordDict:
 
     record = status_of(context.run_config, _partition(context))
     return status_content(record.model_dump(mode="json"))
+
+
+def _answer(context: Context, message: Message) -> Payload:
+    from clients.agent.simulated import answer_of
+
+    return answer_of(context.run_config, _partition(context), _payload(message.content))
 
 
 def _learner(context: Context) -> Learner:

@@ -35,6 +35,6 @@ USER corefleet
 WORKDIR /var/lib/corefleet
 VOLUME /var/lib/corefleet
 HEALTHCHECK --interval=60s --timeout=20s --start-period=60s \
-  CMD ["fleet-device", "status", "--state", "/var/lib/corefleet", "--format", "json"]
+  CMD ["fleet-device", "doctor", "--only", "agent", "--strict", "--state", "/var/lib/corefleet"]
 ENTRYPOINT ["tini", "--", "fleet-device"]
 CMD ["run", "--state", "/var/lib/corefleet"]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fleet.adapt.frames import FrameKind
 from fleet.errors import InputError
+from fleet.federate.compress import Encoding
 from fleet.federate.records import problems_of
+from fleet.federate.rule import MEAN, read_rule
 
 __all__ = ["RunConfig"]
 
@@ -52,6 +54,8 @@ class RunConfig(BaseModel):
         learning_rate: Step size; 0 lets a rehearsal on source people choose.
         memory_budget: Bytes that a training step may hold beyond parameters and optimiser state;
             0 for no limit. Results change in the last bits only, so digests do.
+        compression: How updates are packed: ``none``, ``int8`` or ``int4``; devices add what that
+            loses to their next update.
         base: Path of a base to start from; ``""`` trains one on the source people.
         base_epochs: Passes over the source people's windows when a base is trained.
         trace: When devices are online and how fast they are: the name or file of a trace, see
@@ -65,10 +69,16 @@ class RunConfig(BaseModel):
         wait_s: Seconds to wait for enough devices before giving up; 0: two minutes, and two days
             with a trace, whose devices sleep.
         weight_cap: Largest weight of one device, in windows.
+        rule: How updates are aggregated: ``mean``, ``clip:NORM``, ``momentum:BETA``, ``adam:RATE``,
+            ``yogi:RATE``, ``median``, ``trimmed:BETA``, ``krum:F`` or ``multikrum:F``; see
+            ``fleet.federate.rule``.
         evaluate_every: Rounds between evaluations; the first and last are always evaluated.
         evaluate_devices: Devices that are evaluated, the same at every evaluation while they are
             online; 0 for all.
         out: Folder of the results.
+        registry: Path or URL of a registry: the run is the fleet's standing service and goes by the
+            policy there, not by these values; ``""`` for one run that ends.
+        release_key: Path of the key by which a standing service signs releases; ``""`` for none.
     """
 
     model_config = ConfigDict(
@@ -99,6 +109,7 @@ class RunConfig(BaseModel):
     batch: int = Field(32, ge=1, le=65536)
     learning_rate: float = Field(0.0, ge=0, le=100)
     memory_budget: int = Field(0, ge=0)
+    compression: Encoding = "none"
     base: str = ""
     base_epochs: int = Field(12, ge=1, le=10_000)
     trace: str = ""
@@ -109,9 +120,20 @@ class RunConfig(BaseModel):
     deadline_s: float = Field(600.0, gt=0)
     wait_s: float = Field(0.0, ge=0)
     weight_cap: int = Field(4096, ge=1, le=4096)
+    rule: str = MEAN.text
     evaluate_every: int = Field(1, ge=1)
     evaluate_devices: int = Field(0, ge=0)
     out: str = "runs/flwr"
+    registry: str = ""
+    release_key: str = ""
+
+    @field_validator("rule")
+    @classmethod
+    def _spelt_alike(cls, text: str) -> str:
+        try:
+            return read_rule(text).text
+        except InputError as error:
+            raise ValueError(error.message) from error
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> RunConfig:

@@ -19,6 +19,7 @@ from fleet.adapt.network import folded_network
 from fleet.config import RunConfig
 from fleet.errors import InputError, MismatchError
 from fleet.federate.releases import Release, first_release
+from fleet.federate.rule import read_rule
 from fleet.federate.served import save_merged
 from fleet.har.population import Population, population_of
 from fleet.har.virtual import virtual_fleet
@@ -70,8 +71,16 @@ REAL = Surroundings(time.monotonic, time.sleep, served=True)
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run one method with the run config's values and write everything to its ``out`` folder."""
+    """Run one method with the run config's values and write everything to its ``out`` folder.
+
+    With a ``registry`` the run is the fleet's standing service instead, and does not end.
+    """
     config = RunConfig.parse(context.run_config)
+    if config.registry:
+        from server.standing.start import serve  # a run that ends needs no database
+
+        serve(grid, config.registry, config.release_key)
+        return
     if config.trace:
         raise InputError(
             "trace-engine",
@@ -168,7 +177,8 @@ def run_rounds(
     if start.number and due and unjudged:  # cut off between a round's record and its evaluation
         shell.judge(start, replace(rules, minimum=0) if surroundings.traced else rules)
     if start.number < config.rounds:
-        state = begin(rules, task, start, round_number=start.number + 1)
+        memory = folder.memory(start, rules.rule)
+        state = begin(rules, task, start, round_number=start.number + 1, memory=memory)
         first = not start.number and (unjudged or surroundings.traced)
         return shell.run(state, evaluate_start=first).release
     if surroundings.served:  # cut off before the devices were told, or some were away
@@ -189,6 +199,7 @@ def rules_of(config: RunConfig, population: Population) -> Rules:
         deadline_s=config.deadline_s,
         wait_s=config.patience_s,
         seed=config.seed,
+        rule=read_rule(config.rule),
     )
 
 
@@ -207,4 +218,5 @@ def task_of(config: RunConfig, base: Base, method: Method, rate: float) -> Task:
         seed=config.seed,
         max_steps=config.max_steps,
         memory_budget=config.memory_budget,
+        compression=config.compression,
     )

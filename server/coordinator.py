@@ -7,9 +7,10 @@
      └────────── the same round again, three times at most ◄──────────┘            │
      └────────── the next round, or ended after the last ◄───────── released ◄─────┘
 
-Clock, randomness and transport are passed in: events carry the time, the cohort is drawn from a
-named seed, and effects are carried out by ``server/rounds.py`` over a Flower Grid. Every wait has
-a bound.
+A round is closed by the rule that the run chose (``server/closing.py``); where that cannot be
+applied, the round is abandoned. Clock, randomness and transport are passed in: events carry the
+time, the cohort is drawn from a named seed, and ``server/rounds.py`` carries effects out over
+a Flower Grid. Every wait has a bound.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from dataclasses import replace
 
 from fleet.errors import RoundError, TooFewDevices
 from fleet.federate.admission import Reason
-from fleet.federate.aggregate import PartialSum
 from fleet.federate.records import Plan
-from fleet.federate.releases import Release, next_release
+from fleet.federate.releases import Release
 from fleet.seeds import generator
+from server.closing import close_round
 from server.draft import Draft
 from server.events import (
     Answered,
@@ -45,6 +46,7 @@ from server.events import (
     Task,
     Tick,
 )
+from server.rules.memory import NOTHING, Memory
 
 __all__ = [
     "Answered",
@@ -67,6 +69,7 @@ __all__ = [
     "Task",
     "Tick",
     "begin",
+    "draw",
     "step",
     "step_all",
 ]
@@ -75,9 +78,24 @@ __all__ = [
 LARGEST_ABANDONED_IN_A_ROW = 3
 
 
-def begin(rules: Rules, task: Task, release: Release, *, round_number: int = 1) -> State:
-    """Return the idle state before ``round_number``."""
-    return State(rules, task, release, round=round_number)
+def begin(
+    rules: Rules,
+    task: Task,
+    release: Release,
+    *,
+    round_number: int = 1,
+    memory: Memory = NOTHING,
+) -> State:
+    """Return the idle state before ``round_number``.
+
+    Args:
+        rules: How rounds are run.
+        task: What devices train.
+        release: What they start from.
+        round_number: From 1.
+        memory: What the rule remembered when it made ``release``.
+    """
+    return State(rules, task, release, round=round_number, memory=memory)
 
 
 def step(state: State, event: Event) -> Step:
@@ -100,7 +118,7 @@ def step(state: State, event: Event) -> Step:
 
 def _open(state: State, event: Fleet) -> Step:
     rules = state.rules
-    wanted = max(1, rules.minimum, rules.cohort, rules.quorum)
+    wanted = max(1, rules.minimum, rules.cohort, rules.quorum, rules.rule.fewest)
     if len(event.devices) < wanted:
         since = event.now if state.waiting_since is None else state.waiting_since
         if event.now - since >= rules.wait_s:
@@ -123,12 +141,29 @@ def _open(state: State, event: Fleet) -> Step:
 
 
 def _select(state: State, devices: tuple[str, ...]) -> tuple[str, ...]:
-    cohort = state.rules.cohort
+    return draw(devices, state.rules.cohort, state.rules.seed, state.round, state.abandoned)
+
+
+def draw(
+    devices: tuple[str, ...], cohort: int, seed: int, round_number: int, abandoned: int = 0
+) -> tuple[str, ...]:
+    """Draw the cohort of a round.
+
+    Args:
+        devices: Sorted.
+        cohort: How many; 0 for all.
+        seed: Root seed.
+        round_number: The round.
+        abandoned: How often it was abandoned before.
+
+    >>> draw(("a", "b"), 0, 0, 1)
+    ('a', 'b')
+    """
     if cohort == 0 or cohort >= len(devices):
         return devices
     # A round that is tried again draws other devices: one bad draw must not end the run.
-    purpose = f"cohort/{state.abandoned}" if state.abandoned else "cohort"
-    rng = generator(state.rules.seed, state.round, "server", purpose)
+    purpose = f"cohort/{abandoned}" if abandoned else "cohort"
+    rng = generator(seed, round_number, "server", purpose)
     return tuple(devices[i] for i in sorted(rng.choice(len(devices), cohort, replace=False)))
 
 
@@ -153,6 +188,7 @@ def _plan(state: State) -> Plan:
         deadline_s=state.rules.deadline_s,
         max_steps=task.max_steps,
         memory_budget=task.memory_budget,
+        compression=task.compression,
     )
 
 
@@ -186,66 +222,28 @@ def _collect(state: State, events: Sequence[Event]) -> tuple[State, tuple[Effect
             draft.note_late(event)
         elif not isinstance(event, Tick):
             continue
-        if draft.overdue(event.now) or not draft.left:
+        if draft.overdue(event.now) or draft.enough or not draft.left:
             closed, effects = _close(draft, event.now)
             return closed, effects, taken
     return draft.done(), (), len(events)
 
 
 def _close(draft: Draft, now: float) -> Step:
+    why = "the round had enough updates" if draft.enough else "no answer before the deadline"
     for device in draft.silent():
-        draft.refuse(device, Reason.no_reply, "no answer before the deadline")
+        draft.refuse(device, Reason.no_reply, why)
     state = draft.done()
-    enough = len(state.accepted) >= state.rules.needed(len(state.selected))
-    record = _record(state, now, released=enough)
-    if enough:
-        release = _aggregate(state)
-        moved = replace(state, phase=Phase.aggregating, release=release, abandoned=0)
+    record, release = close_round(state, now)
+    if release is not None:
+        moved = replace(
+            state, phase=Phase.aggregating, release=release, memory=record.memory, abandoned=0
+        )
         return moved, (Publish(record, release),)
     abandoned = replace(state, phase=Phase.idle, plan=None, abandoned=state.abandoned + 1)
     if abandoned.abandoned >= LARGEST_ABANDONED_IN_A_ROW:
         ended, effects = _end(abandoned, _nobody(record, state.rules))
         return ended, (Publish(record, None), *effects)
     return abandoned, (Publish(record, None),)
-
-
-def _aggregate(state: State) -> Release:
-    assert state.plan is not None
-    updates = ((update.steps, update.weight) for update in state.accepted.values())
-    total = PartialSum.of(updates, state.task.layout.size)
-    provenance = {
-        "round": state.round,
-        "plan": state.plan.id,
-        "rule": "weighted mean, int64 fixed point",
-        "devices": {d: state.accepted[d].weight for d in sorted(state.accepted)},
-    }
-    return next_release(state.release, total.mean(), provenance)
-
-
-def _record(state: State, now: float, *, released: bool) -> RoundRecord:
-    assert state.plan is not None
-    accepted = tuple(
-        {
-            "device": device,
-            "weight": update.weight,
-            "norm": update.norm,
-            "digest": update.digest,
-            "loss": update.header.loss,
-            "steps": update.header.steps,
-        }
-        for device, update in sorted(state.accepted.items())
-    )
-    return RoundRecord(
-        state.round,
-        state.plan,
-        state.selected,
-        accepted,
-        state.refused,
-        state.opened_at,
-        now,
-        released,
-        state.late,
-    )
 
 
 def _next_round(state: State) -> Step:
@@ -259,19 +257,20 @@ def _end(state: State, error: RoundError | None) -> Step:
 
 
 def _too_few(online: int, wanted: int, rules: Rules) -> TooFewDevices:
+    by = f", its rule {rules.rule.text} does" if wanted == rules.rule.fewest > 1 else ""
     return TooFewDevices(
         "too-few-devices",
-        f"{online} usable device(s) online after {rules.wait_s:g} s; a round needs {wanted}",
+        f"{online} usable device(s) online after {rules.wait_s:g} s; a round needs {wanted}{by}",
         "Start more devices, or lower cohort and quorum.",
     )
 
 
 def _nobody(record: RoundRecord, rules: Rules) -> RoundError:
-    reasons = ", ".join(f"{r.device}: {r.reason.value}: {r.detail}" for r in record.refused[:3])
+    reasons = "".join(f"; {r.device}: {r.reason.value}: {r.detail}" for r in record.refused[:3])
     return RoundError(
         "round-abandoned",
         f"round {record.round} was abandoned {LARGEST_ABANDONED_IN_A_ROW} times: "
         f"{len(record.accepted)} of {len(record.selected)} updates accepted, "
-        f"{rules.needed(len(record.selected))} needed ({reasons})",
+        f"{rules.needed(len(record.selected))} needed ({record.reason}{reasons})",
         "The refusals are in the round's record, rounds/NUMBER-abandoned.json.",
     )

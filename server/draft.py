@@ -47,6 +47,12 @@ class Draft:
         """Tell whether the round's deadline has passed."""
         return now - self._state.opened_at >= self._state.rules.deadline_s
 
+    @property
+    def enough(self) -> bool:
+        """Whether so many updates are accepted that the round waits for no more."""
+        accepted = len(self._state.accepted) + len(self._accepted)
+        return 0 < self._state.rules.enough <= accepted
+
     def judge(self, event: Answered) -> None:
         """Accept what a device sent, or refuse it."""
         state, device = self._state, event.device

@@ -11,9 +11,12 @@ from fleet.adapt.state import Layout
 from fleet.adapt.train import OptimiserName
 from fleet.errors import InputError, RoundError
 from fleet.federate.admission import Admitted, Bounds, Reason
+from fleet.federate.compress import Encoding
 from fleet.federate.records import Plan
 from fleet.federate.releases import Release
+from fleet.federate.rule import MEAN, RuleSpec
 from fleet.federate.wire import Payload
+from server.rules.memory import NOTHING, Memory
 
 __all__ = [
     "Answered",
@@ -35,6 +38,7 @@ __all__ = [
     "Step",
     "Task",
     "Tick",
+    "too_few_for",
 ]
 
 
@@ -60,6 +64,12 @@ class Rules:
         deadline_s: Seconds from the push of a plan to the close of its round.
         wait_s: Seconds to wait for enough devices before the run ends.
         seed: Root seed of the cohort's selection.
+        rule: How updates are aggregated.
+        enough: The round closes once so many updates are accepted; 0 waits for all that were
+            asked.
+
+    Raises:
+        InputError: ``quorum-above-cohort`` or ``rule-above-cohort``.
     """
 
     rounds: int
@@ -69,6 +79,8 @@ class Rules:
     deadline_s: float = 600.0
     wait_s: float = 60.0
     seed: int = 0
+    rule: RuleSpec = MEAN
+    enough: int = 0
 
     def __post_init__(self) -> None:
         if 0 < self.cohort < self.quorum:
@@ -77,10 +89,21 @@ class Rules:
                 f"a cohort of {self.cohort} can never send the {self.quorum} updates of the quorum",
                 "Raise the cohort, or lower the quorum.",
             )
+        if 0 < self.cohort < self.rule.fewest:
+            raise too_few_for(self.rule, self.cohort, "a cohort")
 
     def needed(self, selected: int) -> int:
         """Return how many updates a round of ``selected`` devices needs."""
-        return self.quorum or max(1, -(-selected // 2))
+        return max(self.rule.fewest, self.quorum or max(1, -(-selected // 2)))
+
+
+def too_few_for(rule: RuleSpec, devices: int, what: str) -> InputError:
+    """Return why a rule cannot aggregate what so many devices send."""
+    return InputError(
+        "rule-above-cohort",
+        f"the rule {rule.text} needs {rule.fewest} updates, {what} of {devices} sends fewer",
+        "Raise the number of devices, or choose a rule that needs fewer: docs/aggregation.md.",
+    )
 
 
 @dataclass(frozen=True)
@@ -100,6 +123,7 @@ class Task:
     bounds: Bounds = field(default_factory=Bounds)
     max_steps: int = 0
     memory_budget: int = 0
+    compression: Encoding = "none"
 
 
 @dataclass(frozen=True)
@@ -116,7 +140,8 @@ class RoundRecord:
     """What is kept of a round besides its release.
 
     ``late`` are answers to plans of rounds before it that came while it was open; they were
-    refused there as ``no-reply``.
+    refused there as ``no-reply``. ``rule`` is how updates were aggregated and what the rule did;
+    ``reason`` why there is no release; ``memory`` what the rule remembers, for the next round.
     """
 
     round: int
@@ -128,11 +153,18 @@ class RoundRecord:
     closed_at_s: float
     released: bool
     late: tuple[Refusal, ...] = ()
+    rule: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    memory: Memory = NOTHING
 
 
 @dataclass(frozen=True)
 class State:
-    """Everything that the coordinator knows; immutable."""
+    """Everything that the coordinator knows; immutable.
+
+    ``number`` is that of the release that the round makes, after a rollback more than one above the
+    release that it starts from; 0 for the next.
+    """
 
     rules: Rules
     task: Task
@@ -148,6 +180,8 @@ class State:
     refused: tuple[Refusal, ...] = ()
     late: tuple[Refusal, ...] = ()
     opened_at: float = 0.0
+    number: int = 0
+    memory: Memory = NOTHING
 
 
 # Events: what happened, and when on the coordinator's clock.

@@ -17,7 +17,13 @@ import httpx
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, UnregisterNodeRequest
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StopRunRequest,
+    UnregisterNodeRequest,
+)
 from flwr.supercore.constant import NodeStatus
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import FlowerError
@@ -113,6 +119,46 @@ class Control:
         """
         with _told():
             self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
+
+    def run_state(self, run_id: int) -> str:
+        """Return how a run stands: ``pending``, ``starting``, ``running``, ``finished:HOW``.
+
+        HOW is ``completed``, ``failed`` or ``stopped``.
+
+        Raises:
+            UnreachableError: ``superlink-away``; ``superlink-refused`` also for an unknown run.
+        """
+        with _told():
+            runs = self._client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict
+        if run_id not in runs:
+            raise UnreachableError("superlink-refused", f"the SuperLink knows no run {run_id}", "")
+        status = runs[run_id].status
+        return f"{status.status}:{status.sub_status}" if status.sub_status else status.status
+
+    def runs_with(self, key: str, value: str) -> list[int]:
+        """Return the runs that have not finished and were started with a value of a key.
+
+        Raises:
+            UnreachableError: ``superlink-away`` or ``superlink-refused``.
+        """
+        with _told():
+            runs = self._client.ListRuns(ListRunsRequest()).run_dict
+        return [
+            run_id
+            for run_id, run in sorted(runs.items())
+            if run.status.status != "finished"
+            and key in run.override_config
+            and run.override_config[key].string == value
+        ]
+
+    def stop_run(self, run_id: int) -> None:
+        """End a run.
+
+        Raises:
+            UnreachableError: ``superlink-away``; ``superlink-refused`` also for one that ended.
+        """
+        with _told():
+            self._client.StopRun(StopRunRequest(run_id=run_id))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
 
-from server.events import Event, Late
+from server.events import Late
 
 __all__ = ["Overdue"]
 
@@ -56,7 +56,7 @@ class Overdue:
                 detail = f"answered round {found.round}, {after:g} s after it had closed"
                 self._late.append(Late(now, found.device, detail))
 
-    def take(self) -> Iterable[Event]:
+    def take(self) -> Iterable[Late]:
         """Return what came, for the coordinator, once."""
         late, self._late = self._late, []
         return late

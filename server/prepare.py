@@ -18,6 +18,7 @@ from fleet.adapt.frames import LEARNED_KINDS, Frame, FrameKind, check_rank
 from fleet.adapt.network import folded_network
 from fleet.config import RunConfig
 from fleet.errors import DataError, MismatchError
+from fleet.federate.rule import read_rule
 from fleet.har.normalise import Normalisation, fit
 from fleet.har.partition import device_name, pool
 from fleet.har.population import Population, windows_of
@@ -27,6 +28,7 @@ from fleet.models.config import ModelConfig
 from fleet.models.pretrain import pretrain
 from fleet.models.registry import build
 from fleet.seeds import derive_seed
+from server.events import too_few_for
 
 __all__ = [
     "check_feasible",
@@ -52,14 +54,18 @@ def check_feasible(config: RunConfig, population: Population) -> None:
     """Refuse a fleet, base, model or rank that cannot be, before anything is trained or written.
 
     Raises:
-        InputError: ``bad-shift`` for a variation that is none.
+        InputError: ``bad-shift`` for a variation that is none; ``rule-above-cohort`` when the rule
+            needs more devices than a round has.
         DataError: For a variation that the channels do not allow.
         StorageError: When the base that is named is not there or not whole.
         MismatchError: ``base-data``.
         ModelError: ``unknown-model``.
         FrameError: ``rank-too-large``.
     """
-    virtual_fleet(config, population)
+    devices = len(virtual_fleet(config, population))
+    rule, asked = read_rule(config.rule), min(config.cohort or devices, devices)
+    if asked < rule.fewest:
+        raise too_few_for(rule, asked, "a round")
     if config.base:
         _check_fits(load_base(Path(config.base)), population, config.base)
     network = fold(build(_model_of(config, population)))

@@ -25,7 +25,7 @@ from server import coordinator as c
 from server.asking import POLL_S, TTL_SLACK_S, Asking, sent, status_of
 from server.messages import Traffic, confusion_of, payload_of, weight_on_wire
 
-__all__ = ["Reports", "Shell", "Sink", "Traffic"]
+__all__ = ["Reports", "Shell", "Sink", "Traffic", "about", "event_of", "report_of"]
 
 # Characters kept of a device's reason for not serving a release.
 LARGEST_REASON = 500
@@ -160,7 +160,7 @@ class Shell:
         answered: dict[str, str] = {}
         while state.phase is c.Phase.collecting:
             replies = list(self.grid.pull_messages(asked.keys()))
-            events = [*self.asking.overdue.take()]
+            events: list[c.Event] = [*self.asking.overdue.take()]
             for reply in replies:
                 message_id = str(reply.metadata.reply_to_message_id)
                 if message_id in asked:
@@ -194,20 +194,7 @@ class Shell:
         return sent(ids, reachable)
 
     def _event_of(self, device: str, reply: Message, traffic: Traffic) -> c.Event:
-        now = self.now()
-        if reply.has_error():
-            return c.Failed(now, device, f"{reply.error.reason or 'error'} ({reply.error.code})")
-        try:
-            payload = payload_of(reply.content)
-        except MismatchError as error:
-            return c.Failed(now, device, error.message, Reason.malformed)
-        traffic.messages_up += 1
-        traffic.bytes_up += payload.array.nbytes
-        traffic.wire_bytes_up += self.weigh(reply)
-        if "declined" in payload.config:
-            detail = f"{payload.config['declined']!s}: {payload.config.get('detail', '')!s}"
-            return c.Failed(now, device, detail, Reason.declined)
-        return c.Answered(now, device, payload)
+        return event_of(device, reply, self.now(), traffic, self.weigh)
 
     def evaluate(self, release: Release, deadline_s: float) -> Confusions:
         """Let devices that are online judge a release; return the counts of those that did."""
@@ -215,7 +202,7 @@ class Shell:
         devices = sample(present, self.evaluate_devices, self.seed, "evaluation")
         to = {device: self.asking.nodes[device] for device in devices}
         results: dict[str, NDArray[np.int64]] = {}
-        for device, reply in self.asking.ask(_about(release), to, "evaluate", deadline_s):
+        for device, reply in self.asking.ask(about(release), to, "evaluate", deadline_s):
             counts = None if reply.has_error() else confusion_of(reply.content, self.classes)
             if counts is not None:
                 results[device] = counts
@@ -235,19 +222,39 @@ class Shell:
         to = {device: node for device, node in serving if node in online}
         reports: dict[str, DeviceStatus | str] = {device: "offline" for device, _ in serving}
         reports |= dict.fromkeys(to, f"no answer within {deadline_s:g} s")
-        for device, reply in self.asking.ask(_about(release), to, "query.release", deadline_s):
-            reports[device] = _report_of(device, reply)
+        for device, reply in self.asking.ask(about(release), to, "query.release", deadline_s):
+            reports[device] = report_of(device, reply)
         self.sink.served(release, reports)
 
 
-def _about(release: Release) -> Payload:
+def event_of(
+    device: str, reply: Message, now: float, traffic: Traffic, weigh: Callable[[Message], int]
+) -> c.Event:
+    """Return what a device's answer to a plan means to the coordinator, and count it."""
+    if reply.has_error():
+        return c.Failed(now, device, f"{reply.error.reason or 'error'} ({reply.error.code})")
+    try:
+        payload = payload_of(reply.content)
+    except MismatchError as error:
+        return c.Failed(now, device, error.message, Reason.malformed)
+    traffic.messages_up += 1
+    traffic.bytes_up += payload.array.nbytes
+    traffic.wire_bytes_up += weigh(reply)
+    if "declined" in payload.config:
+        detail = f"{payload.config['declined']!s}: {payload.config.get('detail', '')!s}"
+        return c.Failed(now, device, detail, Reason.declined)
+    return c.Answered(now, device, payload)
+
+
+def about(release: Release) -> Payload:
     """Return the message that brings a device to a release and says what was trained."""
     payload = catch_up(release)
     config: dict[str, Scalar] = {**payload.config, "method": release.method}
     return Payload(payload.array, config)
 
 
-def _report_of(device: str, reply: Message) -> DeviceStatus | str:
+def report_of(device: str, reply: Message) -> DeviceStatus | str:
+    """Return what a device that was told a release says that it serves, or why it does not."""
     try:
         status = status_of(reply)
     except MismatchError as error:

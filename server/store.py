@@ -1,10 +1,11 @@
 """A run's folder: releases, round records and evaluations, each written whole or not at all.
 
     DIR/releases/000001.safetensors   DIR/rounds/000001.json   DIR/evaluations/000001.json
-    DIR/served/000001.json
+    DIR/served/000001.json             DIR/memory/000001.safetensors
 
-A round counts once its record is there; the release is written before the record and the evaluation
-after it, so a run that was cut off goes on from its last whole round.
+A round counts once its record is there; the release, and what its rule remembers where it remembers
+anything, are written before the record and the evaluation after it, so a run that was cut off goes
+on from its last whole round.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from numpy.typing import NDArray
 from fleet.adapt.base import Base
 from fleet.errors import MismatchError, StorageError
 from fleet.federate.releases import Release, load_release, save_release
+from fleet.federate.rule import RuleSpec
 from fleet.files import write_json
 from fleet.measure.f1 import macro_f1_present, score_fleet
 from server.coordinator import Refusal, RoundRecord
 from server.rounds import Reports, Traffic
+from server.rules.memory import NOTHING, Memory, load_memory, save_memory
 
 __all__ = ["RunFolder", "read_json"]
 
@@ -62,6 +65,8 @@ class RunFolder:
         """Keep a round's release and record."""
         if release is not None:
             save_release(release, self._release(release.number))
+            if record.memory.steps:
+                save_memory(record.memory, release.digest, self._memory(release.number))
         content = _plain(record) | {
             "release": None if release is None else [release.number, release.digest],
             "traffic": asdict(traffic),
@@ -141,6 +146,21 @@ class RunFolder:
             )
         return release
 
+    def memory(self, release: Release, rule: RuleSpec) -> Memory:
+        """Return what a rule remembered when it made a release.
+
+        That is nothing where the release was made by another rule, or by none.
+
+        Raises:
+            StorageError: ``bundle-missing``, ``bundle-damaged`` or ``memory-damaged``.
+            MismatchError: ``bundle-format`` or ``other-memory``.
+        """
+        made_by = release.provenance.get("rule")
+        own = isinstance(made_by, dict) and rule.record.items() <= made_by.items()
+        if not rule.remembers or not own:
+            return NOTHING
+        return load_memory(self._memory(release.number), release.digest)
+
     def round_numbers(self) -> list[int]:
         """Return the numbers of all whole rounds, ascending."""
         found = (self.folder / "rounds").glob("[0-9]*.json")
@@ -179,6 +199,9 @@ class RunFolder:
         path = self.folder / "served" / f"{number:06d}.json"
         return read_json(path) if path.exists() else None
 
+    def _memory(self, number: int) -> Path:
+        return self.folder / "memory" / f"{number:06d}.safetensors"
+
     def _release(self, number: int) -> Path:
         return self.folder / "releases" / f"{number:06d}.safetensors"
 
@@ -209,6 +232,8 @@ def _plain(record: RoundRecord) -> dict[str, Any]:
         "late": [_refusal(each) for each in record.late],
         "opened_at_s": record.opened_at_s,
         "closed_at_s": record.closed_at_s,
+        "rule": dict(record.rule),
+        "reason": record.reason,
     }
 
 

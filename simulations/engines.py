@@ -103,7 +103,9 @@ def _fleet(
     return RayFleet(run_config, ray_address, workers)
 
 
-def check_engine(engine: Engine, workers: int, ray_address: str, trace: str) -> None:
+def check_engine(
+    engine: Engine, workers: int, ray_address: str, trace: str, compression: str = "none"
+) -> None:
     """Refuse what an engine cannot do, before anything is computed for it.
 
     Args:
@@ -111,13 +113,21 @@ def check_engine(engine: Engine, workers: int, ray_address: str, trace: str) -> 
         workers: See :func:`make_grid`.
         ray_address: See :func:`make_grid`.
         trace: The run's trace; empty for none.
+        compression: How the run's updates are packed.
 
     Raises:
-        InputError: ``trace-engine``, ``workers`` or ``ray-address``.
+        InputError: ``trace-engine``, ``compression-engine``, ``workers`` or ``ray-address``.
         UnavailableError: ``extra-missing`` when the engine needs Ray and there is none.
     """
     if trace and not engine.timed:
         raise trace_refused(engine)
+    if compression != "none" and (engine in (Engine.ray, Engine.ray_cohort) or trace):
+        raise InputError(
+            "compression-engine",
+            f"what {compression} loses is kept by the devices of one process that answer in order, "
+            f"not by {'a trace' if trace else f'the engine {engine.value}'}",
+            "Leave out --compression, or use --engine cohort or loop without --trace.",
+        )
     if workers and engine is Engine.loop:
         raise InputError(
             "workers",

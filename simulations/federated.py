@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clients.agent.simulated import learner_of
+from clients.agent.simulated import learner_of, residuals_of
 from fleet.adapt.base import Base
 from fleet.config import RunConfig
 from fleet.federate.served import save_merged
@@ -22,6 +23,7 @@ from server.store import RunFolder
 from simulations.engines import Engine, make_grid
 from simulations.machine import cores
 from simulations.progress import Progress
+from simulations.remembering import RememberingFolder
 from simulations.traces.field import Field
 from simulations.traces.run import account_for
 
@@ -125,7 +127,10 @@ def _folder(job: Job, progress: Progress, clock: Callable[[], float] | None) -> 
     def on_publish(number: int, traffic: Traffic) -> None:
         scores["bytes"] = f" · {traffic.bytes_up // max(traffic.messages_up, 1):,} B up"
 
-    return RunFolder(
+    kind: Callable[..., RunFolder] = RunFolder
+    if job.config.compression != "none":
+        kind = partial(RememberingFolder, residuals=residuals_of(job.config.for_flower()))
+    return kind(
         job.folder,
         on_answer=lambda number, device, of: progress.advance(
             f"round {number}/{job.config.rounds}{scores['f1']}{scores['bytes']}"

@@ -143,7 +143,8 @@ def _possible(run: Run) -> Run:
             "the hours to a macro-F1 are simulated, which needs a trace",
             "Add --trace, for example --trace nightly.",
         )
-    check_engine(run.engine, run.workers, run.ray_address, run.config.trace)
+    trace, compression = run.config.trace, run.config.compression
+    check_engine(run.engine, run.workers, run.ray_address, trace, compression)
     return run
 
 

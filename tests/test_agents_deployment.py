@@ -27,8 +27,8 @@ from fleet.har.virtual import VirtualFleet, virtual_fleet
 from server.store import RunFolder
 from simulations.engines import Engine
 from simulations.progress import Silent
+from simulations.recordings import write_recordings
 from simulations.simulate import Run, open_run, simulate
-from tests.clients.agent.rejoined import write_recordings
 from tests.flower_deployment import FlowerDeployment, flower_deployment
 from tests.flower_processes import Setting, program
 from tests.simulations.tiny_fleet import MakeConfig, make_config, tiny_base_file, tiny_data

@@ -8,7 +8,7 @@ alone.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -27,6 +27,7 @@ from fleet.adapt.network import folded_network, parameters_of, with_parameters
 from fleet.adapt.state import CoreState, Layout
 from fleet.adapt.train import AfterStep, Progress, TrainingResult, batches, predict, train
 from fleet.errors import MismatchError
+from fleet.federate.compress import compressed
 from fleet.federate.records import WIRE_FORMAT, DeviceStatus, Plan, UpdateHeader
 from fleet.federate.wire import Payload, Update, decode_plan, decode_state, encode_update
 from fleet.measure.f1 import confusion
@@ -35,6 +36,7 @@ from fleet.seeds import generator
 
 __all__ = [
     "Learner",
+    "Residual",
     "Windows",
     "Workbench",
     "judged",
@@ -42,6 +44,9 @@ __all__ = [
     "opened",
     "workbench",
 ]
+
+Residual = NDArray[np.float32]
+"""What compression has lost of a device's updates so far, ``(size,)``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,15 +157,32 @@ class Learner:
         )
 
     def answer_plan(self, message: Payload) -> Payload:
-        """Train as a plan asks and return the packed update.
+        """Train as a plan asks and return the packed update; what compression loses is lost.
 
         Raises:
             MismatchError: When base, frames, layout or release are not those of the plan.
         """
+        return self.answer_with(message, lambda plan: None)[0]
+
+    def answer_with(
+        self, message: Payload, residual: Callable[[Plan], Residual | None]
+    ) -> tuple[Payload, Residual | None]:
+        """Do what :meth:`answer_plan` does for a device that keeps what compression loses.
+
+        Args:
+            message: The plan.
+            residual: Returns what the device kept for a plan.
+
+        Returns:
+            The update, and what to keep now; None for a plan without compression.
+
+        Raises:
+            MismatchError: As :meth:`answer_plan`.
+        """
         plan, state = opened(message, self.bench)
         self.check_windows()
         delta, result = self.train(plan, state)
-        return self.encode(plan, delta, result)
+        return self.encode_with(plan, delta, result, residual(plan))
 
     def train(
         self,
@@ -249,6 +271,25 @@ class Learner:
 
     def encode(self, plan: Plan, delta: CoreState, result: TrainingResult) -> Payload:
         """Pack what this device found in answer to a plan."""
+        return self.encode_with(plan, delta, result, None)[0]
+
+    def encode_with(
+        self, plan: Plan, delta: CoreState, result: TrainingResult, residual: Residual | None
+    ) -> tuple[Payload, Residual | None]:
+        """Pack what this device found together with what compression lost before; pure.
+
+        Args:
+            plan: What is answered.
+            delta: What training moved.
+            result: What training says of itself.
+            residual: What was lost before, float32 ``(size,)``; None for nothing.
+
+        Returns:
+            The update, and what is lost now; None without compression.
+
+        Raises:
+            MismatchError: ``not-finite`` when a compressed update would hold NaN or infinity.
+        """
         header = UpdateHeader(
             format=WIRE_FORMAT,
             plan=plan.id,
@@ -259,8 +300,13 @@ class Learner:
             examples=len(self.windows.train_y),
             steps=result.steps,
             loss=result.loss,
+            encoding=plan.compression,
         )
-        return encode_update(Update(header, delta))
+        if plan.compression == "none":
+            return encode_update(Update(header, delta)), None
+        flat = delta.flat().astype(np.float32, copy=False)
+        packed, lost = compressed(flat, residual, plan.compression)
+        return Payload(packed, header.config()), lost
 
 
 def opened(message: Payload, bench: Workbench) -> tuple[Plan, CoreState]:

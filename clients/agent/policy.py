@@ -81,10 +81,10 @@ class Policy(Table):
         default=0.0, ge=0, le=86_400, description="Seconds of training per day; 0: no limit."
     )
     memory_budget_bytes: int = Field(
-        default=0,
+        default=256 * 2**20,
         ge=0,
-        description="What a training step may hold beyond parameters and optimiser state; 0: no"
-        " limit but the plan's.",
+        description="What a training step may hold beyond parameters and optimiser state: larger"
+        " batches run in parts. 0: no limit but the plan's.",
     )
     share_class_counts: bool = Field(
         default=True,

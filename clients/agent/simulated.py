@@ -14,15 +14,17 @@ from pathlib import Path
 import numpy as np
 
 from clients.agent.learner import Learner, Windows, Workbench, workbench
+from clients.agent.residuals import Residuals
 from fleet.adapt.base import Base, load_base
 from fleet.config import RunConfig
 from fleet.errors import MismatchError
 from fleet.federate.records import DeviceStatus
+from fleet.federate.wire import Payload
 from fleet.har.normalise import Normalisation
 from fleet.har.population import population_of
 from fleet.har.virtual import VirtualFleet, virtual_fleet
 
-__all__ = ["bench_of", "learner_of", "status_of"]
+__all__ = ["answer_of", "bench_of", "learner_of", "residuals_of", "status_of"]
 
 # Learners hold a device's windows; beyond this many they are made again when they are needed.
 LARGEST_LEARNERS_HELD = 128
@@ -42,6 +44,16 @@ def learner_of(run_config: Config, partition: int) -> Learner:
         MismatchError: ``no-such-person`` when the fleet has fewer devices.
     """
     return _learner(_key(run_config), partition)
+
+
+def answer_of(run_config: Config, partition: int, message: Payload) -> Payload:
+    """Answer a plan as a virtual device, see :meth:`clients.agent.learner.Learner.answer_plan`."""
+    return residuals_of(run_config).answer(learner_of(run_config, partition), partition, message)
+
+
+def residuals_of(run_config: Config) -> Residuals:
+    """Return what a run's devices keep in this process, see :func:`learner_of`."""
+    return _residuals(_key(run_config))
 
 
 def bench_of(run_config: Config) -> Workbench:
@@ -99,6 +111,11 @@ def _learner(text: str, partition: int) -> Learner:
     reason = "" if len(train.y) else NOTHING_TO_LEARN
     name, budget = fleet.name(partition), config.memory_budget
     return Learner(name, base, windows, reason=reason, memory_budget_bytes=budget)
+
+
+@lru_cache(maxsize=2)
+def _residuals(text: str) -> Residuals:
+    return Residuals()
 
 
 @lru_cache(maxsize=2)

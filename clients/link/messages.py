@@ -1,7 +1,8 @@
 """Records into bytes and back: protobuf, checked against every limit on both sides.
 
-An array travels as its raw little-endian float32 bytes; a scalar says its type, so that ``True``
-does not come back as 1. Nothing that arrives is trusted to be whole.
+An array travels as its raw little-endian float32 bytes, that of a compressed update, whose config
+names its encoding, as bytes; a scalar says its type, so that ``True`` does not come back as 1.
+Nothing that arrives is trusted to be whole.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 ITEM = np.dtype("<f4")
+PACKED_ITEM = np.dtype(np.uint8)
 T = TypeVar("T")
 
 
@@ -152,7 +154,8 @@ def decode_about(data: bytes) -> r.About:
 def _payload_out(payload: Payload) -> Any:
     array = payload.array
     native = array.dtype.newbyteorder("=")
-    _check(native == np.float32, f"a packed array is float32, not {array.dtype}")
+    item = _item_of(payload.config)
+    _check(native == item, f"a packed array is {item}, not {array.dtype}")
     _check(array.ndim == 1, f"a packed array has one dimension, not {array.ndim}")
     # Before any copy of what could not be sent anyway.
     _check_bytes(array.nbytes)
@@ -166,7 +169,6 @@ def _payload_out(payload: Payload) -> Any:
 
 
 def _payload_in(message: Any) -> Payload:
-    _check(len(message.array) % ITEM.itemsize == 0, "the array is cut within a number")
     _check_count(message.config, r.LARGEST_CONFIG, "a config")
     config: dict[str, Scalar] = {}
     for key, scalar in message.config.items():
@@ -177,7 +179,13 @@ def _payload_in(message: Any) -> Payload:
         if isinstance(value, (str, bytes)):
             _check_size(value, r.LARGEST_TEXT, f"the value of {key!r}")
         config[key] = value
-    return Payload(np.frombuffer(message.array, ITEM), config)
+    item = _item_of(config)
+    _check(len(message.array) % item.itemsize == 0, "the array is cut within a number")
+    return Payload(np.frombuffer(message.array, item), config)
+
+
+def _item_of(config: Mapping[str, Scalar]) -> np.dtype[Any]:
+    return ITEM if config.get("encoding", "none") == "none" else PACKED_ITEM
 
 
 def _scalar_out(key: str, value: Scalar) -> tuple[str, Scalar]:

@@ -134,7 +134,7 @@ class _Calls:
             return encode_answer(Declined.because(error))
         except BaseException as error:  # also SystemExit: in this thread it would end nothing
             _log.exception("an answer failed")
-            # Its words stay here: they may hold a label or a path, and the answer goes to the server.
+            # Its words stay here: they may hold a label, and the answer goes to the server.
             detail = f"{type(error).__name__}; the agent's log has the rest"
             return encode_answer(Declined("agent-failed", detail))
 

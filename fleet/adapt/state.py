@@ -58,6 +58,16 @@ class Layout:
         """Entry names, sorted."""
         return tuple(name for name, _ in self.entries)
 
+    @cached_property
+    def pieces(self) -> tuple[tuple[str, slice, tuple[int, ...]], ...]:
+        """Where the flat array holds each entry: name, slice and shape, in order."""
+        found, start = [], 0
+        for name, shape in self.entries:
+            stop = start + int(np.prod(shape, dtype=np.int64))
+            found.append((name, slice(start, stop), shape))
+            start = stop
+        return tuple(found)
+
 
 @dataclass(frozen=True, eq=False)
 class CoreState:
@@ -104,19 +114,25 @@ class CoreState:
                 f"a core state of this layout has {layout.size} entries, not {flat.shape}",
                 "The two sides use different ranks, methods or bases; compare their plans.",
             )
-        pieces: dict[str, NDArray[Any]] = {}
-        start = 0
-        for name, shape in layout.entries:
-            stop = start + int(np.prod(shape, dtype=np.int64))
-            pieces[name] = _frozen(flat[start:stop].reshape(shape).copy())
-            start = stop
-        return cls(layout, MappingProxyType(pieces))
+        packed = _frozen(flat.copy())
+        arrays = {name: packed[at].reshape(to) for name, at, to in layout.pieces}
+        # Past the frozen fields: a server makes one of these for every update.
+        state = cls.__new__(cls)
+        state.__dict__.update(layout=layout, arrays=MappingProxyType(arrays), packed=packed)
+        return state
+
+    @cached_property
+    def packed(self) -> NDArray[Any]:
+        """What :meth:`flat` returns, read-only and made once."""
+        return _frozen(self.flat())
 
     def flat(self) -> NDArray[Any]:
         """Pack all entries into one array ``(layout.size,)`` in layout order."""
+        if "packed" in self.__dict__:
+            return self.packed.copy()
         if not self.layout.entries:
             return np.zeros(0, np.float32)
-        return np.concatenate([self.arrays[name].ravel() for name in self.layout.names])
+        return np.concatenate([array.reshape(-1) for array in self.arrays.values()])
 
     @cached_property
     def digest(self) -> str:
@@ -126,11 +142,12 @@ class CoreState:
     @cached_property
     def norm(self) -> float:
         """Euclidean norm over all entries, accumulated in float64."""
-        return float(
-            np.sqrt(
-                sum(float(np.sum(np.square(a, dtype=np.float64))) for a in self.arrays.values())
-            )
-        )
+        total = 0.0
+        for array in self.arrays.values():
+            wide = array.astype(np.float64)
+            wide *= wide
+            total += float(wide.sum())
+        return float(np.sqrt(total))
 
     @property
     def finite(self) -> bool:

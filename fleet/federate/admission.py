@@ -6,8 +6,9 @@ ends the run. Here a bad update is refused with a reason code, and the round goe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from fleet.adapt.state import CoreState, Layout
 from fleet.errors import MismatchError
 from fleet.federate.aggregate import LARGEST_ENTRY, rounded
+from fleet.federate.compress import decompressed
 from fleet.federate.records import Plan, UpdateHeader
 from fleet.federate.wire import Payload, decode_state, decode_update_header
 
@@ -32,6 +34,7 @@ class Reason(str, Enum):
     wrong_layout = "wrong-layout"
     wrong_dtype = "wrong-dtype"
     wrong_shape = "wrong-shape"
+    wrong_encoding = "wrong-encoding"
     not_finite = "not-finite"
     entry_too_large = "entry-too-large"
     over_norm = "over-norm"
@@ -42,6 +45,9 @@ class Reason(str, Enum):
     declined = "declined"
     failed = "failed"
     no_reply = "no-reply"
+
+
+_PACKED = {"packed-dtype": Reason.wrong_dtype, "packed-size": Reason.wrong_shape}
 
 
 @dataclass(frozen=True)
@@ -63,17 +69,23 @@ class Admitted:
 
     Args:
         header: As sent.
-        steps: Delta quantised to 2⁻³², int64 ``(size,)``.
+        entries: Delta as sent, or decoded from it, float32 ``(size,)``, read-only; within the
+            bounds of the exact sum.
         weight: Examples, capped by the plan.
-        norm: Euclidean norm of the delta as sent.
-        digest: Digest of the delta as sent.
+        norm: Euclidean norm of that delta.
+        digest: Its digest.
     """
 
     header: UpdateHeader
-    steps: NDArray[np.int64]
+    entries: NDArray[np.float32]
     weight: int
     norm: float
     digest: str
+
+    @cached_property
+    def steps(self) -> NDArray[np.int64]:
+        """Delta quantised to 2⁻³², int64 ``(size,)``."""
+        return rounded(self.entries)
 
 
 @dataclass(frozen=True)
@@ -109,6 +121,7 @@ def admit(
         (Reason.wrong_base, header.base, plan.base),
         (Reason.wrong_frame, header.frame, plan.frame),
         (Reason.wrong_layout, header.layout, layout.digest),
+        (Reason.wrong_encoding, header.encoding, plan.compression),
     ):
         if got != wanted:
             return Refused(reason, f"sent {got[:16]}, the plan has {wanted[:16]}")
@@ -117,6 +130,12 @@ def admit(
             Reason.implausible_examples,
             f"{header.examples} windows; 1 to {bounds.largest_examples} are plausible",
         )
+    if header.encoding != "none":
+        try:
+            flat = decompressed(payload.array, layout.size, header.encoding)
+        except MismatchError as error:
+            return Refused(_PACKED.get(error.code, Reason.malformed), error.message)
+        payload = replace(payload, array=flat)
     return _admit_array(payload, plan, layout, header, bounds)
 
 
@@ -139,4 +158,4 @@ def _admit_array(
     if bounds.largest_norm is not None and delta.norm > bounds.largest_norm:
         return Refused(Reason.over_norm, f"norm {delta.norm:.3g} exceeds {bounds.largest_norm:g}")
     weight = min(header.examples, plan.weight_cap)
-    return Admitted(header, rounded(payload.array), weight, delta.norm, delta.digest)
+    return Admitted(header, delta.packed, weight, delta.norm, delta.digest)

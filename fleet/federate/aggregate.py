@@ -6,7 +6,7 @@ are exact, so order, batching, partial sums and restarts cannot change the resul
 one exact rational rounding, half to even.
 
 Bounds, checked before adding: |entry| ≤ 8, weight ≤ 4,096, sum of weights ≤ 2²⁷; so a sum stays
-below 2^(35 + 27) < 2⁶³.
+below 2^(35 + 27) < 2⁶³. Many states are added in tiles, see ``fleet/federate/tiles.py``.
 
 Laws (tests/fleet/federate/test_aggregate.py): the sum is commutative and associative; partial sums
 add; the mean equals the rational mean rounded half to even; the mean of states is the mean of
@@ -17,11 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fleet.errors import MismatchError
+from fleet.federate.tiles import TILE_UPDATES, TiledSum
 
 __all__ = [
     "LARGEST_ENTRY",
@@ -37,6 +40,10 @@ STEP_BITS = 32
 LARGEST_ENTRY = 8.0
 LARGEST_WEIGHT = 4096
 LARGEST_TOTAL_WEIGHT = 2**27
+# Beside this number float64 has steps of 2⁻³²: adding it rounds an entry to one, half to even, and
+# the sum's bits count the steps from the number's own.
+_ROUNDER = 1.5 * 2.0 ** (52 - STEP_BITS)
+_ROUNDER_BITS = np.array(_ROUNDER).view(np.int64)
 
 
 def quantise(flat: NDArray[np.floating]) -> NDArray[np.int64]:
@@ -60,9 +67,11 @@ def quantise(flat: NDArray[np.floating]) -> NDArray[np.int64]:
 
 def rounded(flat: NDArray[np.floating]) -> NDArray[np.int64]:
     """Do what :func:`quantise` does to entries that were checked."""
-    scaled = flat.astype(np.float64)
-    scaled *= 2.0**STEP_BITS
-    return np.rint(scaled, out=scaled).astype(np.int64)
+    near = flat.astype(np.float64)
+    near += _ROUNDER
+    steps: NDArray[np.int64] = near.view(np.int64)
+    steps -= _ROUNDER_BITS
+    return steps
 
 
 def dequantise(steps: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -94,24 +103,41 @@ class PartialSum:
         """Return the sum of states ``(steps, weight)``, as :meth:`add` after :meth:`add` finds it.
 
         Args:
-            states: Steps ``(size,)`` and weights; drawn once, none is held.
+            states: Steps ``(size,)``, of magnitude at most 2³⁵ as :func:`quantise` makes them, and
+                weights; drawn once, and held by 64 at a time.
             size: Entries of each.
 
         Raises:
             MismatchError: ``sum-bound`` or ``layout-size``.
         """
-        # Local, so it may grow in place.
-        total, part = np.zeros(size, np.int64), np.empty(size, np.int64)
-        sum_of_weights = count = 0
-        for steps, weight in states:
-            _check_weight(weight)
-            _check_shapes(total.shape, steps.shape)
-            sum_of_weights += weight
-            _check_sum(sum_of_weights)
-            np.multiply(steps, weight, out=part)
-            np.add(total, part, out=total)
-            count += 1
-        return cls(total, sum_of_weights, count)
+        return cls._of(states, TiledSum(size), size)
+
+    @classmethod
+    def of_entries(cls, states: Iterable[tuple[NDArray[np.float32], int]], size: int) -> PartialSum:
+        """Return what :meth:`of` returns of these states' steps, quantised on the way.
+
+        Args:
+            states: Entries ``(size,)`` that were checked as :func:`quantise` checks them, and
+                weights; drawn once, and held by 64 at a time.
+            size: Entries of each.
+
+        Raises:
+            MismatchError: ``sum-bound`` or ``layout-size``.
+        """
+        return cls._of(states, TiledSum(size, 2.0**STEP_BITS), size)
+
+    @classmethod
+    def _of(
+        cls, states: Iterable[tuple[NDArray[Any], int]], result: TiledSum, size: int
+    ) -> PartialSum:
+        weight = count = 0
+        left = iter(states)
+        while batch := list(islice(left, TILE_UPDATES)):
+            updates, weights = zip(*batch, strict=True)
+            weight += _checked(updates, weights, weight, size)
+            count += len(batch)
+            result.add(updates, weights)
+        return cls(result.total(), weight, count)
 
     def add(self, steps: NDArray[np.int64], weight: int) -> PartialSum:
         """Return the sum with one more state.
@@ -149,6 +175,24 @@ def total(parts: Iterable[PartialSum], size: int) -> PartialSum:
     for part in parts:
         result = result + part
     return result
+
+
+def _checked(
+    updates: tuple[NDArray[Any], ...], weights: tuple[int, ...], before: int, size: int
+) -> int:
+    """Return the weight of a batch; ``before`` is that of the states before it."""
+    weight = sum(weights)
+    plausible = min(weights) >= 1 and max(weights) <= LARGEST_WEIGHT
+    alike = {each.shape for each in updates} == {(size,)}
+    if plausible and alike and before + weight <= LARGEST_TOTAL_WEIGHT:
+        return weight
+    # Told as of the first state that breaks a rule.
+    for each, one in zip(updates, weights, strict=True):
+        _check_weight(one)
+        _check_shapes((size,), each.shape)
+        before += one
+        _check_sum(before)
+    return weight
 
 
 def _check_weight(weight: int) -> None:

@@ -1,7 +1,8 @@
 """The wire: one flat packed array per direction, its identity in a flat config.
 
     train message   array: the release's cumulative core state, float32     config: plan, its id
-    update          array: the core-state delta, float32                    config: update header
+    update          array: the core-state delta, float32, or uint8          config: update header
+                    as the header's encoding says
     evaluate        array: a core state to judge, float32                   config: digests
     evaluation      no array                                                config: confusion counts
 
@@ -18,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from pydantic_core import SchemaValidator
 
-from fleet.adapt.digest import canonical_json, little_endian
+from fleet.adapt.digest import canonical_json
 from fleet.adapt.state import CoreState, Layout
 from fleet.errors import MismatchError
 from fleet.federate.records import WIRE_FORMAT, Plan, UpdateHeader, problems_of
@@ -37,6 +39,8 @@ __all__ = [
 ]
 
 Scalar = str | int | float | bytes | bool
+ITEM = np.dtype("<f4")
+_HEADERS: SchemaValidator = UpdateHeader.__pydantic_validator__  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +48,12 @@ class Payload:
     """What one message carries, whatever transports it.
 
     Args:
-        array: Packed float32 array ``(size,)``, little-endian.
+        array: Packed float32 array ``(size,)``, little-endian; of a compressed update uint8, see
+            ``fleet.federate.compress``.
         config: Flat scalars.
     """
 
-    array: NDArray[np.float32]
+    array: NDArray[Any]
     config: Mapping[str, Scalar]
 
 
@@ -85,8 +90,8 @@ def decode_plan(payload: Payload) -> Plan:
 
 
 def encode_update(update: Update) -> Payload:
-    """Pack an update."""
-    return Payload(_pack(update.delta), update.header.model_dump(mode="json"))
+    """Pack an update whose header has no encoding; others are packed by ``compressed``."""
+    return Payload(_pack(update.delta), update.header.config())
 
 
 def decode_update_header(config: Mapping[str, Any]) -> UpdateHeader:
@@ -97,7 +102,10 @@ def decode_update_header(config: Mapping[str, Any]) -> UpdateHeader:
     """
     _check_format(config)
     try:
-        return UpdateHeader.model_validate(dict(config))
+        # As ``model_validate`` does, without its many options.
+        known = config if type(config) is dict else dict(config)
+        header: UpdateHeader = _HEADERS.validate_python(known)
+        return header
     except ValidationError as error:
         raise MismatchError("update-malformed", problems_of(error)) from error
 
@@ -117,11 +125,13 @@ def decode_state(payload: Payload, layout: Layout) -> CoreState:
     _check_format(payload.config)
     if payload.array.dtype != np.float32:
         raise MismatchError("wire-dtype", f"a packed array is float32, not {payload.array.dtype}")
-    return CoreState.from_flat(layout, np.asarray(payload.array).reshape(-1))
+    flat = payload.array
+    return CoreState.from_flat(layout, flat if flat.ndim == 1 else flat.reshape(-1))
 
 
 def _pack(state: CoreState) -> NDArray[np.float32]:
-    return little_endian(state.flat().astype(np.float32, copy=False))
+    flat = state.flat()
+    return flat if flat.dtype == ITEM else flat.astype(ITEM)
 
 
 def _check_format(config: Mapping[str, Any]) -> None:

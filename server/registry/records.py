@@ -20,6 +20,7 @@ __all__ = [
     "Device",
     "DeviceState",
     "OpenRound",
+    "Record",
     "RefusalRow",
     "ReleaseRow",
     "RoundRow",
@@ -28,11 +29,13 @@ __all__ = [
 ]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """A frozen record of the registry."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Deed(_Record):
+class Deed(Record):
     """That something was done.
 
     Args:
@@ -54,7 +57,7 @@ class DeviceState(str, Enum):
     revoked = "revoked"
 
 
-class Device(_Record):
+class Device(Record):
     """One enrolled edge machine.
 
     Args:
@@ -88,7 +91,7 @@ class Device(_Record):
     pinned: int | None = None
 
 
-class BaseRow(_Record):
+class BaseRow(Record):
     """A base that is installed; its bytes are in the registry or in a file beside it.
 
     Args:
@@ -104,7 +107,7 @@ class BaseRow(_Record):
     installed: Deed
 
 
-class ReleaseRow(_Record):
+class ReleaseRow(Record):
     """A release without its core state, which ``releases.load`` returns.
 
     Args:
@@ -144,7 +147,7 @@ class RoundState(str, Enum):
     abandoned = "abandoned"
 
 
-class RoundRow(_Record):
+class RoundRow(Record):
     """One attempt of a round.
 
     Args:
@@ -174,7 +177,7 @@ class RoundRow(_Record):
     traffic: Mapping[str, Any] = Field(default_factory=dict)
 
 
-class RefusalRow(_Record):
+class RefusalRow(Record):
     """A device without an update in a round, and why.
 
     Args:
@@ -236,7 +239,7 @@ class OpenRound:
         object.__setattr__(self, "unanswered", left)
 
 
-class AuditRow(_Record):
+class AuditRow(Record):
     """One line of the audit.
 
     Args:

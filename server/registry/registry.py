@@ -12,6 +12,9 @@ from server.registry.bases import Bases
 from server.registry.database import Database, url_of
 from server.registry.devices import Devices
 from server.registry.ledger import Ledger
+from server.registry.observations import Observations
+from server.registry.orders import Orders
+from server.registry.policies import Policies
 from server.registry.records import OpenRound
 from server.registry.releases import Releases
 from server.registry.replay import Mean, Replayed, exact_mean, replay
@@ -37,6 +40,9 @@ class Registry:
         releases: What devices serve.
         rounds: What was asked and answered.
         audit: Who did what.
+        policy: What the fleet is to do.
+        orders: What operators ask of the service.
+        observations: What the service found.
     """
 
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:
@@ -47,6 +53,9 @@ class Registry:
         self.releases = Releases(ledger)
         self.rounds = Rounds(ledger)
         self.audit = Audit(ledger)
+        self.policy = Policies(ledger)
+        self.orders = Orders(ledger)
+        self.observations = Observations(ledger)
 
     def open_round(self) -> OpenRound | None:
         """Return what a coordinator that starts again has to go on with; None without a round."""

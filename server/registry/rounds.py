@@ -20,6 +20,7 @@ from fleet.federate.records import Plan
 from fleet.federate.releases import Release
 from fleet.federate.wire import Payload
 from server.registry import tables
+from server.registry.absences import Absence, absences_of, keep_absences
 from server.registry.answers import (
     check_eligible,
     keep_refusal,
@@ -69,6 +70,7 @@ class Rounds:
         selected: Iterable[str],
         *,
         rule: Mapping[str, Any],
+        absent: Mapping[str, Absence] | None = None,
         actor: str,
         key: str | None = None,
     ) -> RoundRow:
@@ -79,6 +81,7 @@ class Rounds:
                 that was abandoned.
             selected: The cohort.
             rule: How updates are aggregated, JSON.
+            absent: Devices that are not asked, and why.
             actor: Who.
             key: Idempotency key.
 
@@ -113,6 +116,7 @@ class Rounds:
             one = {"round": plan.round, "attempt": attempt}
             connection.execute(insert(tables.cohort), [{**one, "device": d} for d in devices])
             opened = one_round(connection, plan.round, attempt)
+            keep_absences(connection, opened, absent or {})
             return Outcome(opened, subject_of(plan.round), {"attempt": attempt})
 
         asked = {"round": plan.round, "plan": plan.id, "devices": devices, "rule": dict(rule)}
@@ -307,3 +311,12 @@ class Rounds:
         """
         with self._ledger.database.read() as connection:
             return refusals_of(connection, one_round(connection, number, attempt))
+
+    def absences(self, number: int, attempt: int | None = None) -> dict[str, Absence]:
+        """Return who was not asked in a round and why, by device.
+
+        Raises:
+            InputError: ``no-such-round``.
+        """
+        with self._ledger.database.read() as connection:
+            return absences_of(connection, one_round(connection, number, attempt))

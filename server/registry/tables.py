@@ -35,8 +35,11 @@ from sqlalchemy import (
 )
 
 __all__ = [
+    "BIG",
     "MARK",
     "METADATA",
+    "NAME",
+    "TIME",
     "audit",
     "bases",
     "cohort",
@@ -50,6 +53,7 @@ __all__ = [
     "requests",
     "rounds",
     "updates",
+    "who",
 ]
 
 MARK = "corefleet.registry"
@@ -67,7 +71,7 @@ NAME = String(128)
 DIGEST = String(64)
 
 
-def _who(what: str) -> list[Column[Any]]:
+def who(what: str) -> list[Column[Any]]:
     """Return who did something, when and why; empty until it is done."""
     return [
         Column(f"{what}_at_s", TIME),
@@ -85,7 +89,7 @@ bases = Table(
     Column("size", BIG, nullable=False),
     Column("path", Text),
     Column("content", LargeBinary),
-    *_who("installed"),
+    *who("installed"),
     CheckConstraint("(path IS NULL) <> (content IS NULL)", name="place"),
 )
 
@@ -101,8 +105,8 @@ releases = Table(
     Column("state_digest", DIGEST, nullable=False),
     Column("provenance", Text, nullable=False),
     Column("signature", LargeBinary),
-    *_who("created"),
-    *_who("withdrawn"),
+    *who("created"),
+    *who("withdrawn"),
     Column("state", LargeBinary, nullable=False),
     CheckConstraint("number >= 0", name="number"),
 )
@@ -112,7 +116,7 @@ promotions = Table(
     METADATA,
     Column("id", BIG, primary_key=True),
     Column("release", ForeignKey("releases.number"), nullable=False),
-    *_who("promoted"),
+    *who("promoted"),
 )
 
 devices = Table(
@@ -121,9 +125,9 @@ devices = Table(
     Column("name", NAME, primary_key=True),
     Column("state", String(16), nullable=False),
     Column("fingerprint", DIGEST, nullable=False),
-    *_who("enrolled"),
-    *_who("quarantined"),
-    *_who("revoked"),
+    *who("enrolled"),
+    *who("quarantined"),
+    *who("revoked"),
     Column("seen_at_s", TIME),
     Column("status", Text),
     Column("serves", DIGEST, nullable=False, default="", server_default=""),
@@ -161,9 +165,9 @@ rounds = Table(
     Column("starts_from", ForeignKey("releases.number"), nullable=False),
     Column("rule", Text, nullable=False),
     Column("state", String(16), nullable=False),
-    *_who("opened"),
+    *who("opened"),
     Column("deadline_at_s", TIME, nullable=False),
-    *_who("closed"),
+    *who("closed"),
     Column("release", ForeignKey("releases.number"), unique=True),
     Column("traffic", Text, nullable=False, default="{}", server_default="{}"),
     CheckConstraint("round >= 1 AND attempt >= 1", name="number"),

@@ -13,7 +13,16 @@ from fleet.files import write_text
 from fleet.tables import Table, lines_of
 from server.service.folder import ServerFolder, read_bytes
 
-__all__ = ["Front", "Limits", "ServerConfig", "SuperLink", "load_config", "save_config"]
+__all__ = [
+    "ControlApi",
+    "Front",
+    "Limits",
+    "ServerConfig",
+    "Service",
+    "SuperLink",
+    "load_config",
+    "save_config",
+]
 
 MIB = 2**20
 HINT = "Every key has its rule in a comment; fleet server init writes a file with all of them."
@@ -51,6 +60,25 @@ class SuperLink(Table):
 
     port: int = Field(
         default=9393, ge=1, le=65535, description="Its one port on 127.0.0.1; never forward it."
+    )
+
+
+class Service(Table):
+    """The fleet's standing service: one long run of the app that goes by the registry."""
+
+    standing: bool = Field(
+        default=False,
+        description="Whether `fleet server up` starts it, and starts it again when it has ended.",
+    )
+
+
+class ControlApi(Table):
+    """The control API, by which operators reach this server from elsewhere."""
+
+    listen: str = Field(
+        default="",
+        pattern=r"^(|.+:[0-9]{1,5})$",
+        description='HOST:PORT of the control API; "": operators work on this machine alone.',
     )
 
 
@@ -113,6 +141,8 @@ class ServerConfig(Table):
     )
     front: Front = Field(default_factory=Front)
     superlink: SuperLink = Field(default_factory=SuperLink)
+    service: Service = Field(default_factory=Service)
+    control: ControlApi = Field(default_factory=ControlApi)
     limits: Limits = Field(default_factory=Limits)
 
     @model_validator(mode="after")

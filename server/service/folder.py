@@ -85,6 +85,11 @@ class ServerFolder:
         return self.path / "runs"
 
     @property
+    def standing(self) -> Path:
+        """Which run is the fleet's standing service."""
+        return self.path / "standing.json"
+
+    @property
     def secrets(self) -> tuple[Path, ...]:
         """What only the owner may read."""
         return (self.authority_key, self.key, self.superexec_secret)

@@ -25,7 +25,9 @@ from server.service.folder import ServerFolder
 from server.service.setup import renewed
 
 __all__ = [
+    "CONTROL",
     "FRONT",
+    "KEEPER",
     "PROGRAM",
     "SUPEREXEC",
     "SUPERLINK",
@@ -36,10 +38,12 @@ __all__ = [
 ]
 
 SUPERLINK, SUPEREXEC, FRONT = "superlink", "superexec", "front"
+KEEPER, CONTROL = "keeper", "control"
+OURS = (FRONT, KEEPER, CONTROL)
 PROGRAM = Program("fleet server up", "fleet server status", "--folder")
 # A device is patient, an operator is not: the longest delay is short.
 BACKOFF = Backoff(least_s=0.5, first_s=2.0, longest_s=30.0, steady_s=60.0)
-STOP_S = {SUPERLINK: 20.0, SUPEREXEC: 15.0, FRONT: 5.0}
+STOP_S = {SUPERLINK: 20.0, SUPEREXEC: 15.0, FRONT: 5.0, KEEPER: 5.0, CONTROL: 10.0}
 # A SuperLink needs seconds to start, on a busy machine many; then it never will.
 START_LIMIT_S = 120.0
 LOOK_EVERY_S = 0.25
@@ -119,6 +123,8 @@ def specs_of(
 ) -> list[Spec]:
     """Return the processes in the order of their start: SuperLink, SuperExec, front.
 
+    After them the keeper of the standing service and the control API, where they are wanted.
+
     Args:
         folder: Of the server, absolute.
         config: The server.
@@ -137,6 +143,7 @@ def specs_of(
     wears = {
         SUPERLINK: partial(CertificateWear, own, renew),
         FRONT: partial(CertificateWear, served, renew),
+        CONTROL: partial(CertificateWear, served, renew),
     }
     return [
         Spec(
@@ -177,6 +184,13 @@ def is_healthy(url: str, authority: Path, timeout_s: float = ASK_S) -> bool:
 def _commands(folder: ServerFolder, config: ServerConfig) -> dict[str, list[str]]:
     root = str(folder.authority)
     secret = ["--superexec-auth-secret-file", str(folder.superexec_secret)]
+    place = ["--folder", str(folder.path)]
+    own = {}
+    if config.service.standing:
+        own[KEEPER] = [sys.executable, "-m", "server.service.keeper", *place]
+    if config.control.listen:
+        listen = ["--listen", config.control.listen]
+        own[CONTROL] = [sys.executable, "-m", "server.control", *place, *listen]
     return {
         SUPERLINK: [
             _program("flower-superlink"),
@@ -191,7 +205,8 @@ def _commands(folder: ServerFolder, config: ServerConfig) -> dict[str, list[str]
             *("--runtime-api-address", config.superlink_address),
             *("--root-certificates", root, *secret),
         ],
-        FRONT: [sys.executable, "-m", "server.service.front", "--folder", str(folder.path)],
+        FRONT: [sys.executable, "-m", "server.service.front", *place],
+        **own,
     }
 
 
@@ -221,7 +236,7 @@ def _environment(folder: ServerFolder, ours: Mapping[str, str]) -> dict[str, str
 
 def _final(name: str, end: Exit, lines: list[str]) -> FleetError | None:
     """Return the error after which ``name`` is not started again; see ``Spec.final``."""
-    if name == FRONT and end.status == InputError.exit_code:
+    if name in OURS and end.status == InputError.exit_code:
         told = next(filter(None, map(_failure_of, lines)), None)
         if told is not None:
             return InputError(str(told["code"]), str(told["detail"]), str(told["hint"]))
@@ -249,4 +264,7 @@ def _failure_of(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     is_one = isinstance(found, dict) and {"code", "detail", "hint"} <= set(found)
+    if isinstance(found, dict) and {"error_code", "message"} <= set(found):  # an envelope
+        hint = found.get("hint", "")
+        return {"code": found["error_code"], "detail": found["message"], "hint": hint}
     return found if is_one else None

@@ -23,7 +23,7 @@ __all__ = ["placed_config", "start_run"]
 # flwr alone takes seconds to start.
 START_S = 120.0
 # A path of these is read by the server, which works elsewhere than whoever starts the run.
-PATHS = ("base", "trace", "out")
+PATHS = ("base", "trace", "out", "registry", "release-key")
 SHOWN = 1500
 
 
@@ -96,7 +96,9 @@ def start_run(config: RunConfig, folder: ServerFolder) -> str:
 
 
 def _is_path(key: str, value: str) -> bool:
-    # A trace may also be a name, e.g. nightly.
+    # A trace may also be a name, e.g. nightly, and a registry a database's URL.
+    if key == "registry":
+        return "://" not in value
     return key != "trace" or "/" in value or value.endswith((".json", ".csv", ".toml"))
 
 

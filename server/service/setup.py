@@ -8,10 +8,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from fleet.errors import InputError
 from fleet.files import write_bytes, write_text
+from fleet.tables import Table
 from server.service.authority import Pair, is_due, make_authority, sign_server
-from server.service.config import Front, ServerConfig, SuperLink, load_config, save_config
+from server.service.config import (
+    ControlApi,
+    Front,
+    ServerConfig,
+    Service,
+    SuperLink,
+    load_config,
+    save_config,
+)
 from server.service.folder import CONNECTION, ServerFolder, read_bytes, write_private
 
 __all__ = ["Wanted", "made", "renewed"]
@@ -29,12 +40,16 @@ class Wanted:
         port: Of the front; 0: as it is, or the default.
         superlink_port: Of the SuperLink on loopback; 0: as it is, or the default.
         renew: Whether to sign a new certificate although the old one is good.
+        standing: Whether ``up`` keeps a standing service going; ``None``: as it is, or not.
+        control: ``HOST:PORT`` of the control API; ``""``: as it is, or none.
     """
 
     names: Sequence[str] = ()
     port: int = 0
     superlink_port: int = 0
     renew: bool = False
+    standing: bool | None = None
+    control: str = ""
 
 
 def made(folder: ServerFolder, wanted: Wanted, now: datetime) -> ServerConfig:
@@ -115,7 +130,21 @@ def _settled(before: ServerConfig | None, wanted: Wanted) -> ServerConfig:
             f"front and SuperLink cannot both have port {front['port']}",
             "Choose another: --port or --superlink-port.",
         )
-    return old.model_copy(update={"front": Front(**front), "superlink": SuperLink(**superlink)})
+    parts: dict[str, Table] = {"front": Front(**front), "superlink": SuperLink(**superlink)}
+    if wanted.standing is not None:
+        parts["service"] = Service(standing=wanted.standing)
+    if wanted.control:
+        parts["control"] = _listening(wanted.control)
+    return old.model_copy(update=parts)
+
+
+def _listening(address: str) -> ControlApi:
+    try:
+        return ControlApi(listen=address)
+    except ValidationError as error:
+        raise InputError(
+            "control-address", f"{address!r} is no HOST:PORT", "For example --control 0.0.0.0:9443."
+        ) from error
 
 
 def _connection(folder: ServerFolder, config: ServerConfig) -> str:

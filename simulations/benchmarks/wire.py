@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Message, RecordDict
 
-from fleet.adapt.state import CoreState, Layout
+from fleet.adapt.state import CoreState
 from fleet.federate.records import WIRE_FORMAT, UpdateHeader
 from fleet.federate.wire import (
     Payload,
@@ -23,13 +23,16 @@ from simulations.bench import measure, report
 __all__ = ["run"]
 
 REPEATS = 200
+LAYERS = 4
 
 
 def run(entries: int, runs: int) -> dict[str, Any]:
     """Time one encode and decode of an update of ``entries`` float32."""
     become_task()
-    layout = Layout.of({"conv.core": (entries, 1)})
-    delta = CoreState.zero(layout)
+    # As a device has it: one array a layer, packed when it is sent.
+    each = {f"layer{n}.core": (size, 1) for n, size in enumerate(_shares(entries)) if size}
+    delta = CoreState.of({name: np.zeros(shape, np.float32) for name, shape in each.items()})
+    layout = delta.layout
     digest = "0" * 64
     header = UpdateHeader(
         format=WIRE_FORMAT,
@@ -69,6 +72,10 @@ def run(entries: int, runs: int) -> dict[str, Any]:
         f"on the wire: {wire.total} B in {wire.objects} objects, {raw.nbytes} B of them the array"
     )
     return record
+
+
+def _shares(entries: int) -> list[int]:
+    return [len(part) for part in np.array_split(np.arange(entries), LAYERS)]
 
 
 def _repeat(call: Any) -> Any:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fleet.errors import InputError
+from fleet.federate.rule import RULES
 from server.control.cli.render import Format, FormatOption, emit
 from simulations.cli.units import bytes_of
 from simulations.engines import Engine
@@ -41,6 +42,8 @@ fleet simulate --data my.npz --model t-resnet --rank 2 --shift none
 fleet simulate --devices 200 --windows-per-device 40 --variation gain:10+noise:5 --cohort 20
 
 fleet simulate --devices 200 --cohort 20 --trace nightly --target-f1 0.9
+
+fleet simulate --devices 20 --rule trimmed:0.2
 
 fleet simulate --out runs/hapt --resume
 """
@@ -102,6 +105,9 @@ def simulate(
         typer.Option(help="METHOD=RATE; repeatable. Methods without one are rehearsed."),
     ] = None,
     cohort: Annotated[int, typer.Option(help="Devices per round; 0 for all.")] = 0,
+    rule: Annotated[
+        str, typer.Option(help=f"How updates are aggregated: {', '.join(RULES)}.")
+    ] = "mean",
     evaluate_every: Annotated[
         int, typer.Option(help="Rounds between evaluations; the last one always is.")
     ] = 1,
@@ -142,6 +148,13 @@ def simulate(
     memory_budget: Annotated[
         str, typer.Option(help="What a training step may hold, e.g. 64MiB; 0 for no limit.")
     ] = "0",
+    compression: Annotated[
+        str,
+        typer.Option(
+            help="How updates are packed: none, int8 or int4; what that loses is added to a "
+            "device's next update."
+        ),
+    ] = "none",
     base: Annotated[str, typer.Option(help="A base to start from; default: train one.")] = "",
     base_epochs: Annotated[int, typer.Option(help="Passes when a base is trained.")] = 12,
     out: Annotated[

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.agent.learner import Learner, Workbench
-from clients.agent.simulated import bench_of, learner_of, status_of
+from clients.agent.residuals import Residuals
+from clients.agent.simulated import bench_of, learner_of, residuals_of, status_of
 from fleet.config import RunConfig
 from fleet.errors import RoundError, StorageError
 from fleet.federate.records import Plan
@@ -98,6 +99,11 @@ class LearnerFleet:
         return bench_of(self._run_config)
 
     @property
+    def residuals(self) -> Residuals:
+        """What compression has lost of the devices' updates."""
+        return residuals_of(self._run_config)
+
+    @property
     def memory_budget_bytes(self) -> int:
         """What a training step of a device may hold; 0 for no limit."""
         return RunConfig.parse(self._run_config).memory_budget
@@ -116,7 +122,7 @@ class LearnerFleet:
         return 0 if isinstance(status, Exception) else int(status.config["train_windows"])
 
     def _update(self, partition: int, message: Payload) -> Payload:
-        return self.learner(partition).answer_plan(message)
+        return self.residuals.answer(self.learner(partition), partition, message)
 
     def _counts(self, partition: int, message: Payload) -> NDArray[np.int64]:
         return self.learner(partition).judge(message)

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from clients.agent.learner import Learner, Workbench, judged, opened
+from clients.agent.residuals import Residuals
 from fleet.adapt.cohort.evaluate import evaluate_cohort
 from fleet.adapt.cohort.network import SLICE_WINDOWS, CohortNetwork, attach_cohort
 from fleet.adapt.cohort.train import CHUNK_DEVICES, Outcome, train_cohort
 from fleet.adapt.cohort.work import DeviceWork
 from fleet.adapt.lean.module import LeanNetwork
 from fleet.adapt.state import CoreState
+from fleet.adapt.train import TrainingResult
 from fleet.errors import ModelError
 from fleet.federate.records import Plan
 from fleet.federate.wire import Payload
@@ -76,13 +78,18 @@ class ChunkWorker:
         able = [each for each in learners if isinstance(each, Learner)]
         if network is None or not able:
             return [
-                attempt(each.answer_plan, message) if isinstance(each, Learner) else each
-                for each in learners
+                attempt(self._learners.residuals.answer, each, partition, message)
+                if isinstance(each, Learner)
+                else each
+                for each, partition in zip(learners, partitions, strict=True)
             ]
         with_windows = [each for each in able if len(each.windows.train_y)]
         outcomes = _train(network, plan, with_windows)
         found = dict(zip(map(id, with_windows), outcomes, strict=True))
-        return [_answer(each, plan, found) for each in learners]
+        return [
+            _answer(each, plan, found, self._learners.residuals, partition)
+            for each, partition in zip(learners, partitions, strict=True)
+        ]
 
     def evaluate(
         self, message: Payload, partitions: Sequence[int]
@@ -152,7 +159,11 @@ def _train(network: CohortNetwork, plan: Plan, learners: Sequence[Learner]) -> l
 
 
 def _answer(
-    learner: Learner | Exception, plan: Plan, found: dict[int, Outcome]
+    learner: Learner | Exception,
+    plan: Plan,
+    found: dict[int, Outcome],
+    residuals: Residuals,
+    partition: int,
 ) -> Payload | Exception:
     """Return what a device sends, as :meth:`clients.agent.learner.Learner.answer_plan` does."""
     if isinstance(learner, Exception):
@@ -164,4 +175,17 @@ def _answer(
     if isinstance(outcome, Exception):
         return outcome
     delta, result = outcome
-    return attempt(learner.encode, plan, delta, result)
+    return attempt(_encoded, learner, plan, delta, result, residuals, partition)
+
+
+def _encoded(
+    learner: Learner,
+    plan: Plan,
+    delta: CoreState,
+    result: TrainingResult,
+    residuals: Residuals,
+    partition: int,
+) -> Payload:
+    answer, lost = learner.encode_with(plan, delta, result, residuals.of(plan, partition))
+    residuals.put(partition, lost)
+    return answer

@@ -187,7 +187,8 @@ def test_what_it_runs_is_a_command_of_the_product_below_a_real_init(path: Path) 
     assert json.loads(found["CMD"]) == ["run", "--state", "/var/lib/corefleet"]
     assert any("tini" in line for line in runs(read(path)))
     health = json.loads(found["HEALTHCHECK"].partition("CMD")[2])
-    assert health[0] == "fleet-device"
+    # Its exit code must tell an agent that is gone; that of `status` does not.
+    assert health[:5] == ["fleet-device", "doctor", "--only", "agent", "--strict"]
 
 
 def test_the_build_context_holds_what_the_wheel_is_made_of_and_no_more() -> None:

@@ -12,7 +12,7 @@ import torch
 from fleet.adapt.base import Base
 from fleet.adapt.frames import FrameKind
 from fleet.config import RunConfig
-from fleet.errors import FrameError, MismatchError, ModelError
+from fleet.errors import FrameError, InputError, MismatchError, ModelError
 from fleet.har.population import Population, population_of, windows_of
 from fleet.peft.registry import METHODS, find
 from server.prepare import check_feasible, frame_sources, normalisation_of, obtain_base, reframe
@@ -184,3 +184,13 @@ def test_too_few_source_people_cannot_rehearse(
 ) -> None:
     few = Population(tiny_people.dataset, tiny_people.source[:2], tiny_people.fleet, None)
     assert rehearsal_base(make_config(), few) is None
+
+
+def test_a_fleet_too_small_for_its_rule_is_refused_before_anything_is_trained(
+    tiny_people: Population, make_config: MakeConfig
+) -> None:
+    check_feasible(make_config(rule="krum:0"), tiny_people)
+    for changes, told in (({"rule": "krum:1"}, "of 3"), ({"rule": "median", "cohort": 2}, "of 2")):
+        with pytest.raises(InputError, match=told) as refused:
+            check_feasible(make_config(**changes), tiny_people)
+        assert refused.value.code == "rule-above-cohort"

@@ -20,9 +20,6 @@ from clients.agent.store import open_store
 from tests.clients.agent.intake.recordings import small_spec
 from tests.clients.agent.store.killed import die_before
 
-# Small commits, so that there are many places to die at.
-acks.COMMIT_MESSAGES = 7
-subscription.READ_AT_ONCE = 5
 IDLE_S = 0.5
 MOST_DEATHS = 400
 
@@ -57,6 +54,9 @@ def ingest(port: int, folder: Path, idle_s: float = IDLE_S) -> int:
 
 
 def main(port: int, folder: Path) -> None:
+    # Small commits, so that there are many places to die at.
+    acks.COMMIT_MESSAGES = 7
+    subscription.READ_AT_ONCE = 5
     deaths = repeated = 0
     while deaths < MOST_DEATHS:
         reader, writer = os.pipe()

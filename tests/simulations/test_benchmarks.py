@@ -26,7 +26,7 @@ def test_a_report_states_machine_versions_and_ratios() -> None:
 @pytest.mark.parametrize(
     ("record", "sides"),
     [
-        (lambda: aggregate.run(5, 8, 3), {"plain-int64-sum", "exact-sum", "flower-fedavg"}),
+        (lambda: aggregate.run(5, 8, 3), {"plain-int64-sum", "exact-sum", "stored-updates"}),
         (lambda: wire.run(8, 3), {"raw-bytes", "update-record", "flower-objects"}),
         (lambda: protocol.run(3, 2), {"bare-calls", "coordinator-over-grid"}),
         (lambda: bridge.run(8, 1), {"flower", "flower-and-bridge", "and-one-answer"}),

@@ -154,7 +154,10 @@ class Agent:
             counts = Learner(self.name, base, windows).evaluate(state)
         if self._config().policy.share_class_counts:
             return Metrics(metrics_of(counts))
-        return Metrics({"num-examples": int(counts.sum()), "macro-f1": macro_f1_present(counts)})
+        examples = int(counts.sum())
+        # Of nothing held out there is no macro-F1, and no number may stand for it.
+        score = {"macro-f1": macro_f1_present(counts)} if examples else {}
+        return Metrics({"num-examples": examples, **score})
 
     def _serve(self, request: Request) -> Payload:
         method = request.payload.config.get("method")

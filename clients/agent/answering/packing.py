@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,14 @@ from fleet.adapt.train import Progress
 from fleet.errors import StorageError
 from fleet.federate.wire import Payload
 
-__all__ = ["pack_progress", "pack_update", "unpack_progress", "unpack_update"]
+__all__ = [
+    "pack_progress",
+    "pack_residual",
+    "pack_update",
+    "unpack_progress",
+    "unpack_residual",
+    "unpack_update",
+]
 
 
 def pack_update(payload: Payload) -> bytes:
@@ -30,6 +38,21 @@ def unpack_update(content: bytes) -> Payload:
     """
     arrays, record = _unpack(content, "outbox-damaged")
     return Payload(arrays["packed"], record)
+
+
+def pack_residual(lost: NDArray[np.float32]) -> bytes:
+    """Return what compression lost ``(size,)`` as bytes."""
+    return _pack({"lost": lost}, {})
+
+
+def unpack_residual(content: bytes) -> NDArray[np.float32]:
+    """Return what :func:`pack_residual` packed, to the bit.
+
+    Raises:
+        StorageError: ``residual-damaged``.
+    """
+    arrays, _ = _unpack(content, "residual-damaged")
+    return arrays["lost"]
 
 
 def pack_progress(progress: Progress) -> bytes:
@@ -50,7 +73,7 @@ def unpack_progress(content: bytes) -> Progress:
 Value = str | int | float | bool
 
 
-def _pack(arrays: Mapping[str, NDArray[np.float32]], record: Mapping[str, object]) -> bytes:
+def _pack(arrays: Mapping[str, NDArray[Any]], record: Mapping[str, object]) -> bytes:
     whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     return bytes(save(whole, {"record": json.dumps(record)}))
 

@@ -41,6 +41,7 @@ class Releases:
         self._serving = serving
         self._store = store
         self._say = say
+        self._outlived = ""
 
     @property
     def outcome(self) -> dict[str, Any] | None:
@@ -57,7 +58,10 @@ class Releases:
         with self._store.transaction():
             self._store.state.put(WANTED, kept.name)
             self._store.state.put(TRIES, {"name": kept.name, "count": self._tries(kept.name) + 1})
-        outcome = self._serving.promote(kept, self._probe())
+        try:
+            outcome = self._serving.promote(kept, self._probe())
+        finally:
+            self._outlived = kept.name  # whatever it came to, this process is still there
         record = {
             "name": kept.name,
             "number": kept.number,
@@ -98,7 +102,9 @@ class Releases:
     def _tries(self, name: str) -> int:
         """Return how many tries of a release in a row ended with the process."""
         found = self._store.state.get(TRIES) or {}
-        return int(found["count"]) if found.get("name") == name else 0
+        if found.get("name") != name or name == self._outlived:
+            return 0
+        return int(found["count"])
 
     def _give_up(self, name: str) -> None:
         detail = f"the agent was lost {MOST_TRIES} times while it brought {name}; it is given up"

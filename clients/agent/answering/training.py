@@ -14,11 +14,17 @@ from typing import Any
 
 from clients.agent.answering.labelled import Labelled, labelled
 from clients.agent.answering.pace import Errand, Pace, check_known, forgets_of
-from clients.agent.answering.packing import pack_update, unpack_progress, unpack_update
+from clients.agent.answering.packing import (
+    pack_residual,
+    pack_update,
+    unpack_progress,
+    unpack_residual,
+    unpack_update,
+)
 from clients.agent.answering.world import World
 from clients.agent.config import DeviceConfig
 from clients.agent.decisions import DecisionLog
-from clients.agent.learner import Learner
+from clients.agent.learner import Learner, Residual
 from clients.agent.policy import Decision, may_train
 from clients.agent.store import Store
 from clients.link.records import STOPPING
@@ -132,15 +138,15 @@ class Training:
             delta, result = learner.train(plan, state, resume=resume, after_step=pace)
         finally:
             self._add_seconds(pace.seconds)
-        answer = learner.encode(plan, delta, result)
-        self._finish(plan, answer, errand, marks, {"seconds": round(pace.seconds, 3)})
+        answer, lost = learner.encode_with(plan, delta, result, self._residual(plan, delta))
+        self._finish(plan, (answer, lost), errand, marks, {"seconds": round(pace.seconds, 3)})
         self._world.say("training.finished", plan=plan.id, round=plan.round, steps=result.steps)
         return answer
 
     def _finish(
         self,
         plan: Plan,
-        answer: Payload,
+        answer: tuple[Payload, Residual | None],
         errand: Errand,
         marks: tuple[int, int],
         detail: dict[str, Any],
@@ -148,11 +154,25 @@ class Training:
         people = sorted(errand.people)
         with self._store.transaction():
             check_known(self._store, errand)
-            self._store.outbox.put(plan.id, plan.round, pack_update(answer), people)
+            self._store.outbox.put(plan.id, plan.round, pack_update(answer[0]), people)
+            if answer[1] is not None:
+                self._store.residuals.put(_space(plan), pack_residual(answer[1]), people)
             self._store.checkpoints.clear()
             self._store.journal.add(plan.id, plan.round, "finished", people, detail)
             kept = [list(marks), *self._marks()][: self._config().policy.label_rounds]
             self._store.state.put(MARKS, kept)
+
+    def _residual(self, plan: Plan, delta: CoreState) -> Residual | None:
+        """Return what compression lost of the updates before; None for nothing that fits."""
+        if plan.compression == "none":
+            return None
+        content = self._store.residuals.get(_space(plan))
+        try:
+            lost = None if content is None else unpack_residual(content)
+        except FleetError as error:
+            self._world.say("training.residual-dropped", plan=plan.id, reason=error.code)
+            return None
+        return lost if lost is not None and lost.shape == (delta.layout.size,) else None
 
     def _progress(self, plan: Plan, found: Labelled) -> Progress | None:
         """Return what is left of a killed training for this plan, and drop any other's."""
@@ -209,6 +229,11 @@ class Training:
             self._store.journal.add(plan.id, plan.round, event, (), detail)
         except FleetError as error:
             self._world.say("store.refused", reason=error.code, detail=error.message)
+
+
+def _space(plan: Plan) -> str:
+    """Name what a residual belongs to: core states of another base, frame or layout do not add."""
+    return f"{plan.base}/{plan.frame}/{plan.layout}"
 
 
 def _refused(decision: Decision) -> RoundError:

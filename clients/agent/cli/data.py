@@ -79,6 +79,7 @@ def forget(
 ) -> None:
     """Delete a person's windows, labels, replay and journal, and say what the server still holds.
 
+    End an ingest of theirs first: one that runs holds their last seconds and brings more windows.
     Counts stay, since they name nobody. Updates that the server has already are listed: only its
     operator can act on them.
     """

@@ -55,11 +55,14 @@ def doctor(
     only: Annotated[
         list[str] | None, typer.Option("--only", help="Name of a check; may be repeated.")
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="A warning ends with exit code 1 as well.")
+    ] = False,
     form: FormatOption = Format.table,
 ) -> int:
     """Check the device: each finding with its detail and, where something is wrong, a fix.
 
-    The exit code is 1 when a check failed; a warning leaves it at 0.
+    The exit code is 1 when a check failed; a warning leaves it at 0 unless --strict is given.
     """
     from clients.agent.doctor import CHECKS, Result, examine, subject_of, worst
 
@@ -75,11 +78,12 @@ def doctor(
     verdict = worst(findings)
     data = {"verdict": verdict.value, "findings": [each.record() for each in findings]}
     emit(data, form, lambda console: _show_findings(console, findings))
-    return 1 if verdict is Result.fail else 0
+    return 1 if verdict is Result.fail or (strict and verdict is Result.warn) else 0
 
 
 doctor.examples = (  # type: ignore[attr-defined]
     "Examples:\n\nfleet-device doctor\n\nfleet-device doctor --only clock --only server"
+    "\n\nfleet-device doctor --only agent --strict"
 )
 
 

@@ -90,12 +90,9 @@ init.examples = (  # type: ignore[attr-defined]  # the root prints it under the 
 
 def enroll(
     state: StateOption = DEFAULT_STATE,
-    connection: Annotated[
-        str, typer.Option(help="The operator's name for the server, in Flower's config.toml.")
-    ] = "production",
     form: FormatOption = Format.table,
 ) -> None:
-    """Print the public key, and the exact commands by which the operator registers it."""
+    """Print the public key, and the exact commands by which the operator enrols it."""
     state = state.expanduser()
     config = load_config(state)
     path = state / PUBLIC_KEY
@@ -111,11 +108,9 @@ def enroll(
         raise StorageError(
             "key-damaged", f"{path} is no public key of one line", "See: fleet-device doctor"
         )
-    if not connection.replace("-", "").replace("_", "").isalnum():
-        raise InputError("connection-name", f"{connection!r} is no name of a connection", "")
     commands = [
         f"printf '%s\\n' '{key}' > {config.name}.pub",
-        f"flwr supernode register {config.name}.pub {connection} --name {config.name}",
+        f"fleet device enroll {config.name}.pub --name {config.name}",
     ]
     data = {"name": config.name, "public_key": key, "operator_commands": commands}
 
@@ -130,7 +125,7 @@ def enroll(
 
 
 enroll.examples = (  # type: ignore[attr-defined]
-    "Examples:\n\nfleet-device enroll\n\nfleet-device enroll --connection production --format json"
+    "Examples:\n\nfleet-device enroll\n\nfleet-device enroll --format json"
 )
 
 

@@ -21,6 +21,10 @@ _DELETIONS = (
         "checkpoints",
         "DELETE FROM checkpoints WHERE plan IN (SELECT plan FROM checkpoint_people WHERE {})",
     ),
+    (
+        "residuals",
+        "DELETE FROM residuals WHERE key IN (SELECT key FROM residual_people WHERE {})",
+    ),
     ("updates", "DELETE FROM outbox WHERE delivered_s IS NULL AND {}"),
     ("sources", "DELETE FROM positions WHERE person = ?"),
     ("people", "DELETE FROM people WHERE person = ?"),
@@ -48,7 +52,7 @@ def forget_person(database: Database, person: str) -> Forgotten:
         pinned = "SELECT count(*) FROM windows WHERE person = ? AND pinned_s IS NOT NULL"
         deleted = {"replay": database.number(pinned, (person,))}
         for kind, statement in _DELETIONS:
-            by_person = kind in ("journal", "checkpoints")
+            by_person = kind in ("journal", "checkpoints", "residuals")
             query = statement.format("person = ?" if by_person else _OF_OUTBOX)
             deleted[kind] = connection.execute(query, (person,)).rowcount
         connection.execute(

@@ -110,7 +110,22 @@ def _second(connection: sqlite3.Connection) -> None:
     )
 
 
-MIGRATIONS: tuple[Migration, ...] = (_first, _second)
+def _third(connection: sqlite3.Connection) -> None:
+    connection.execute(
+        """CREATE TABLE residuals (
+            key TEXT PRIMARY KEY,
+            crc INTEGER NOT NULL,
+            payload BLOB NOT NULL)"""
+    )
+    connection.execute(
+        """CREATE TABLE residual_people (
+            key TEXT NOT NULL REFERENCES residuals (key) ON DELETE CASCADE,
+            person TEXT NOT NULL,
+            PRIMARY KEY (key, person)) WITHOUT ROWID"""
+    )
+
+
+MIGRATIONS: tuple[Migration, ...] = (_first, _second, _third)
 """The n-th takes a store from version n to n + 1; none is ever changed once released."""
 
 

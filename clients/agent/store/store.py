@@ -17,6 +17,7 @@ from clients.agent.store.lease import Lease, refusal
 from clients.agent.store.outbox import Outbox
 from clients.agent.store.records import Caps, Forgotten
 from clients.agent.store.repair import damage_of, header_damage, pending, repair, settle
+from clients.agent.store.residuals import ResidualTable
 from clients.agent.store.schema import check_ours, migrate
 from clients.agent.store.small import Counters, Positions, State
 from clients.agent.store.windows import WindowTable
@@ -39,6 +40,7 @@ class Store:
         outbox: Answers to plans.
         journal: What training did.
         checkpoints: A training under way, to go on with after a restart.
+        residuals: What compression has lost of updates, to be added to the next.
         counters: Numbers that only grow.
         state: Values by name.
         positions: How far each source was taken in.
@@ -62,6 +64,7 @@ class Store:
         self.outbox = Outbox(database, caps, clock)
         self.journal = Journal(database, caps, clock)
         self.checkpoints = Checkpoints(database, clock)
+        self.residuals = ResidualTable(database)
         self.counters = Counters(database)
         self.state = State(database)
         self.positions = Positions(database, clock)

@@ -45,7 +45,8 @@ AGENT_BACKOFF = Backoff(least_s=0.5, first_s=2.0, longest_s=60.0, steady_s=60.0)
 SUPERNODE_BACKOFF = Backoff(least_s=1.0, first_s=5.0, longest_s=90.0, steady_s=120.0)
 # The loop does nothing else while it asks, so it asks briefly; no answer is one, too.
 CLOCK_ASK_S = 2.0
-# The agent's server has 5 s and a training 20 s to keep its checkpoint; Flower's SuperNode deactivates at its server first.
+# The agent's socket takes 5 s and a training 20 s at most to end; Flower's SuperNode deactivates at
+# its server first.
 AGENT_STOP_S = 30.0
 SUPERNODE_STOP_S = 30.0
 MISSING = "No module named"

@@ -1,187 +1,216 @@
-"""``fleet device``: which devices may come."""
+"""``fleet device``: which devices may come, and how they are."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from fleet.errors import InputError
+from server.control import requests as r
+from server.control.cli.asking import (
+    DryRunOption,
+    WhyOption,
+    YesOption,
+    confirmed,
+    fresh_key,
+    reach_of,
+)
+from server.control.cli.reaching import reaching
 from server.control.cli.render import Format, FormatOption, emit
-from server.control.cli.server import FolderOption, folder_of
-from server.service.folder import DEFAULT_FOLDER
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from rich.console import Console
-
-    from server.flower_control import Control, Node
+from server.control.cli.tables import draw, lines, told
+from server.control.reach import Reach
 
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 KEY_TYPE = "ecdsa-sha2-"
-REVOKED = "revoked"
-# As in the configuration of a device.
-NAME_LENGTH = 64
+COLUMNS = (
+    "name",
+    "state",
+    "link",
+    "serves",
+    "should_serve",
+    "in_step",
+    "tags",
+    "seen_at=seen (UTC)",
+)
+DETAILS = (
+    *("name", "state", "tags", "serves", "should_serve", "in_step", "pinned", "seen_at"),
+    *("unable", "version", "train_windows", "enrolled", "quarantined", "revoked", "fingerprint"),
+)
+Name = Annotated[str, typer.Argument(help="Name of the device.")]
+Tags = Annotated[list[str] | None, typer.Option(help="A tag; repeatable.")]
 
 
 @app.callback()
 def group() -> None:
-    """Enrol devices, list them, and revoke them."""
+    """Enrol devices, look at them, keep them out and let them in again."""
 
 
 @app.command(
-    epilog="Examples:\n\nfleet device enroll kitchen-1.pub --name kitchen-1\n\n"
+    "list", epilog="Examples:\n\nfleet device list\n\nfleet device list --tag kitchen --all"
+)
+@reaching
+def list_(
+    reach: Reach,
+    tag: Annotated[str, typer.Option(help="Only those with this tag.")] = "",
+    state: Annotated[str, typer.Option(help="Only these: enrolled, quarantined or revoked.")] = "",
+    every: Annotated[bool, typer.Option("--all", help="Revoked ones as well.")] = False,
+    form: FormatOption = Format.table,
+) -> None:
+    """List devices: state, link (online, offline), what each serves and should serve."""
+    with reach.open() as verbs:
+        data = verbs.ask(r.DeviceList(tag=tag, state=_state(state), revoked=every)).data
+    emit(data, form, lambda console: draw(console, data["devices"], COLUMNS))
+
+
+@app.command(epilog="Example:\n\nfleet device show kitchen-1")
+@reaching
+def show(reach: Reach, device: Name, form: FormatOption = Format.table) -> None:
+    """Show one device: who it is, what it said last, who decided what about it."""
+    with reach.open() as verbs:
+        data = verbs.ask(r.DeviceShow(device=device)).data
+    emit(data, form, lambda console: lines(console, data["device"], DETAILS))
+
+
+@app.command(epilog="Example:\n\nfleet device why kitchen-1")
+@reaching
+def why(reach: Reach, device: Name, form: FormatOption = Format.table) -> None:
+    """Tell in one sentence why a device took part in the last round or not, and what it serves."""
+    with reach.open() as verbs:
+        data = verbs.ask(r.DeviceWhy(device=device)).data
+    emit(data, form, lambda console: told(console, data["sentence"]))
+
+
+@app.command(
+    epilog="Examples:\n\nfleet device quarantine kitchen-1 --why 'sensor loose' --dry-run\n\n"
+    "fleet device quarantine kitchen-1 --why 'sensor loose' --yes"
+)
+@reaching
+def quarantine(
+    reach: Reach,
+    device: Name,
+    reason: WhyOption = "",
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    form: FormatOption = Format.table,
+) -> None:
+    """Keep a device out of rounds; it still gets releases."""
+    asked = r.DeviceQuarantine(key=fresh_key(), device=device, why=reason, dry_run=dry_run)
+    with reach.open() as verbs:
+        data = confirmed(verbs, asked, f"quarantine {device}", yes).data
+    done = "would be" if dry_run else "is"
+    text = f"{device} {done} in quarantine; touches {reach_of(data['touches'])}"
+    emit(data, form, lambda console: told(console, text))
+
+
+@app.command(epilog="Example:\n\nfleet device readmit kitchen-1 --why 'sensor fixed'")
+@reaching
+def readmit(
+    reach: Reach, device: Name, reason: WhyOption = "", form: FormatOption = Format.table
+) -> None:
+    """Let a device that is in quarantine take part again."""
+    with reach.open() as verbs:
+        data = verbs.ask(r.DeviceReadmit(key=fresh_key(), device=device, why=reason)).data
+    emit(data, form, lambda console: told(console, f"{device} may take part again"))
+
+
+@app.command(
+    epilog="Examples:\n\nfleet device enroll kitchen-1.pub --name kitchen-1 --tag kitchen\n\n"
     "fleet device enroll 'ecdsa-sha2-nistp384 AAAA...' --name kitchen-1\n\nNext: fleet device list"
 )
+@reaching
 def enroll(
-    key: Annotated[
+    reach: Reach,
+    public_key: Annotated[
         str, typer.Argument(help="Public key of the device: file node-key.pub, or its line.")
     ],
     name: Annotated[str, typer.Option("--name", help="Name of the device in the fleet.")],
-    folder: FolderOption = DEFAULT_FOLDER,
+    tag: Tags = None,
+    reason: WhyOption = "",
     form: FormatOption = Format.table,
 ) -> None:
     """Let a device join: from now on its key is known."""
-    from server.flower_control import public_key_of
+    from server.control.verbs.devices import checked_name
 
-    _check_name(name)
-    public = public_key_of(_line(key))
-    with _control(folder) as control:
-        nodes = control.nodes()
-        _check_free(nodes, name, public)
-        node_id = control.enroll(public, name)
-    data = {"name": name, "node": str(node_id)}
-    emit(
-        data,
-        form,
-        lambda console: console.print(f"{name} is enrolled as node {node_id}", highlight=False),
+    checked_name(name)
+    asked = r.DeviceEnroll(
+        key=fresh_key(),
+        device=name,
+        public_key=_line(public_key),
+        tags=tuple(tag or ()),
+        why=reason,
     )
-
-
-@app.command("list", epilog="Examples:\n\nfleet device list\n\nfleet device list --all")
-def list_(
-    every: Annotated[bool, typer.Option("--all", help="Revoked ones as well.")] = False,
-    folder: FolderOption = DEFAULT_FOLDER,
-    form: FormatOption = Format.table,
-) -> None:
-    """List devices: name, state (enrolled, online, offline, revoked), when it was last seen."""
-    with _control(folder) as control:
-        nodes = control.nodes()
-    rows = [
-        {
-            "name": node.name,
-            "state": node.state,
-            "node": str(node.node_id),
-            "enrolled_at": node.enrolled_at,
-            "seen_at": node.seen_at or None,
-        }
-        for node in nodes
-        if every or node.state != REVOKED
-    ]
-    emit({"devices": rows}, form, lambda console: _list(console, rows))
+    with reach.open() as verbs:
+        data = verbs.ask(asked).data
+    text = f"{name} is enrolled" + (f" as node {data['node']}" if data["node"] else "")
+    emit(data, form, lambda console: told(console, text))
 
 
 @app.command(
     epilog="Examples:\n\nfleet device revoke kitchen-1 --dry-run\n\n"
-    "fleet device revoke kitchen-1 --yes"
+    "fleet device revoke kitchen-1 --why stolen --yes"
 )
+@reaching
 def revoke(
-    name: Annotated[str, typer.Argument(help="Name of the device.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needed off a terminal.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be.")] = False,
-    folder: FolderOption = DEFAULT_FOLDER,
+    reach: Reach,
+    device: Name,
+    reason: WhyOption = "",
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
     form: FormatOption = Format.table,
 ) -> None:
     """Refuse a device from now on, at once and for good: its key cannot be enrolled again."""
-    with _control(folder) as control:
-        node = _found(control.nodes(), name)
-        told = f"{name} (node {node.node_id}, {node.state}) is refused at once; its key never again"
-        if not dry_run:
-            _confirm(told, name, yes)
-            control.revoke(node.node_id)
-    data = {"name": name, "node": str(node.node_id), "was": node.state, "dry_run": dry_run}
+    asked = r.DeviceRevoke(key=fresh_key(), device=device, why=reason, dry_run=dry_run)
+    with reach.open() as verbs:
+        data = confirmed(verbs, asked, f"revoke {device}", yes).data
     done = "would be revoked" if dry_run else "is revoked"
-    emit(data, form, lambda console: console.print(f"{name} {done}", highlight=False))
+    text = f"{device} {done}; touches {reach_of(data['touches'])}"
+    emit(data, form, lambda console: told(console, text))
 
 
-def _control(folder: Path) -> AbstractContextManager[Control]:
-    from server.flower_control import control_of
-    from server.service.config import load_config
+@app.command(epilog="Example:\n\nfleet device tag kitchen-1 --add kitchen --remove attic")
+@reaching
+def tag(
+    reach: Reach,
+    device: Name,
+    add: Tags = None,
+    remove: Tags = None,
+    form: FormatOption = Format.table,
+) -> None:
+    """Put tags on a device and take others off."""
+    asked = r.DeviceTag(
+        key=fresh_key(), device=device, add=tuple(add or ()), remove=tuple(remove or ())
+    )
+    with reach.open() as verbs:
+        data = verbs.ask(asked).data
+    text = f"{device} has the tags {', '.join(data['device']['tags']) or '-'}"
+    emit(data, form, lambda console: told(console, text))
 
-    place = folder_of(folder)
-    return control_of(load_config(place).superlink_address, place.authority)
+
+def _state(state: str) -> str:
+    if state not in ("", "enrolled", "quarantined", "revoked"):
+        raise InputError(
+            "device-state", f"a device is enrolled, quarantined or revoked, not {state!r}", ""
+        )
+    return state
 
 
-def _line(key: str) -> bytes:
+def _line(key: str) -> str:
+    """Return a public key's line, which may be in a file."""
+    from server.flower_control import public_key_of
     from server.service.folder import read_bytes
 
-    if key.startswith(KEY_TYPE):
-        return key.encode()
     path = Path(key).expanduser()
-    if not path.is_file():
+    if not key.startswith(KEY_TYPE) and not path.is_file():
         raise InputError(
             "public-key",
             f"there is no file {path}, and it is no public key either",
             "On the device: fleet-device enroll prints the key.",
         )
-    return read_bytes(path)
-
-
-def _check_name(name: str) -> None:
-    plain = name.isascii() and name[:1].isalnum() and name.strip("-._").replace(" ", "") != ""
-    letters = all(character.isalnum() or character in "-._" for character in name)
-    if not (plain and letters and len(name) <= NAME_LENGTH):
-        raise InputError(
-            "device-name",
-            f"a name has 1 to {NAME_LENGTH} letters, digits, . _ and -, not {name!r}",
-            "Use the name of the device's own configuration.",
-        )
-
-
-def _check_free(nodes: list[Node], name: str, key: bytes) -> None:
-    for node in nodes:
-        if node.key == key:
-            again = "; a revoked key stays revoked" if node.state == REVOKED else ""
-            raise InputError(
-                "key-known",
-                f"that key is {node.name or node.node_id}'s ({node.state}){again}",
-                "Make a new key on the device for another name, or see: fleet device list --all",
-            )
-        if node.name == name and node.state != REVOKED:
-            raise InputError(
-                "name-taken",
-                f"{name} is enrolled already, with another key",
-                f"Choose another name, or first: fleet device revoke {name}",
-            )
-
-
-def _found(nodes: list[Node], name: str) -> Node:
-    found = [node for node in nodes if node.name == name and node.state != REVOKED]
-    if not found:
-        raise InputError("no-such-device", f"there is no device {name}", "See: fleet device list")
-    return found[0]
-
-
-def _confirm(told: str, name: str, yes: bool) -> None:
-    if yes:
-        return
-    if sys.stdin.isatty() and typer.confirm(f"{told}. Revoke it?", err=True):
-        return
-    raise InputError(
-        "not-confirmed", f"not confirmed: {told}", f"To do it: fleet device revoke {name} --yes"
-    )
-
-
-def _list(console: Console, rows: list[dict[str, Any]]) -> None:
-    table = Table("name", "state", "node", "enrolled (UTC)", "seen (UTC)")
-    for row in rows:
-        when = [(row[key] or "never")[:19].replace("T", " ") for key in ("enrolled_at", "seen_at")]
-        table.add_row(row["name"], row["state"], row["node"], *when)
-    console.print(table)
+    line = key.encode() if key.startswith(KEY_TYPE) else read_bytes(path)
+    public_key_of(line)
+    return line.decode().strip()

@@ -26,13 +26,17 @@ GROUP = "corefleet.commands"
 EXTRA_OF_PACKAGE = {"simulations": "sim", "server": "server"}
 
 SUMMARIES = {
+    "audit": "Read who did what, and check that nobody changed it since.",
     "base": "Train and inspect base models.",
     "bench": "Measure Corefleet beside its peers, both sides in one run.",
     "data": "List, inspect and convert data sets.",
-    "device": "Enrol, list and revoke the devices of a server.",
+    "device": "Enrol devices, look at them, keep them out, let them in again.",
+    "operator": "Make certificates for those who steer a server from elsewhere.",
     "plan": "Choose the rank of each layer for a budget of bytes.",
-    "release": "List, show, compare, verify and merge releases.",
+    "policy": "Show and set how rounds are planned and who takes part.",
+    "release": "List, show, compare, promote, pin, verify and merge releases.",
     "report": "Report a sweep, or runs beside each other.",
+    "round": "List, show, watch, order, abort and recompute rounds.",
     "server": "Make a server, run it, look after it.",
     "simulate": "Let a fleet of people learn from their own sensor data (the main job).",
     "sweep": "Run every combination of some values, in parallel, resumable.",

@@ -55,6 +55,15 @@ def init(
         int, typer.Option(min=0, max=65535, help="Port of the SuperLink on loopback.")
     ] = 0,
     renew: Annotated[bool, typer.Option("--renew", help="Sign a new certificate now.")] = False,
+    standing: Annotated[
+        bool | None,
+        typer.Option(
+            "--standing/--no-standing", help="Whether up keeps the standing service going."
+        ),
+    ] = None,
+    control: Annotated[
+        str, typer.Option(help="HOST:PORT of the control API; without one there is none.")
+    ] = "",
     form: FormatOption = Format.table,
 ) -> None:
     """Make the server's folder: server.toml, a development authority, a certificate, secrets.
@@ -67,7 +76,8 @@ def init(
     from server.service.setup import Wanted, made
 
     place, now = folder_of(folder), _now()
-    config = made(place, Wanted(tuple(host or ()), port, superlink_port, renew), now)
+    wanted = Wanted(tuple(host or ()), port, superlink_port, renew, standing, control)
+    config = made(place, wanted, now)
     expiry = expiry_of(read_bytes(place.certificate))
     data = {
         "folder": str(place.path),
@@ -76,6 +86,8 @@ def init(
         "listens_on": f"{config.front.host}:{config.front.port}",
         "root_certificate": str(place.authority),
         "certificate_expires": expiry.isoformat(),
+        "standing": config.service.standing,
+        "control": config.control.listen,
     }
 
     def show(console: Console) -> None:
@@ -98,6 +110,8 @@ def up(
     form: FormatOption = Format.table,
 ) -> int:
     """Run SuperLink, SuperExec and front, and keep them running, until Ctrl-C or SIGTERM.
+
+    So it does with the standing service and the control API, where server.toml wants them.
 
     Events go to standard output, one per line; all that the processes print is in log/ in the
     server's folder, and with --verbose on standard error.
@@ -131,6 +145,7 @@ def status(folder: FolderOption = DEFAULT_FOLDER, form: FormatOption = Format.ta
     from server.service.authority import expiry_of
     from server.service.config import load_config
     from server.service.folder import read_bytes
+    from server.service.lives import standing_line_of, standing_of
     from server.service.processes import PROGRAM, is_healthy
 
     place = folder_of(folder)
@@ -145,6 +160,8 @@ def status(folder: FolderOption = DEFAULT_FOLDER, form: FormatOption = Format.ta
         "running": running,
         "healthy": running and is_healthy(health, place.authority),
         "certificate_expires": expiry.isoformat(),
+        "standing": standing_of(place) if config.service.standing else None,
+        "control": config.control.listen,
         "run": run,
     }
 
@@ -153,6 +170,8 @@ def status(folder: FolderOption = DEFAULT_FOLDER, form: FormatOption = Format.ta
         lines["processes"] = standing_line(run, PROGRAM)
         lines["healthy"] = "yes" if data["healthy"] else "no"
         lines["certificate"] = f"until {expiry:%Y-%m-%d}"
+        lines["service"] = standing_line_of(data["standing"])
+        lines["control"] = config.control.listen or "none"
         for name, value in lines.items():
             console.print(f"{name:<12} {value}", highlight=False, soft_wrap=True, markup=False)
 
@@ -237,14 +256,28 @@ class _Ear:
         """Take a line."""
         from fleet.supervise.told import Told
         from server.service.front.events import READY
-        from server.service.processes import FRONT
+        from server.service.processes import FRONT, KEEPER
 
         if self._verbose:
             _print(sys.stderr, f"{process} | {line}")
+        if process == KEEPER and (kept := _event_of(line)):
+            self._tell(Told(kept.pop("event"), kept.pop("text"), KEEPER, kept))
         if process == FRONT and f'"event": "{READY}"' in line:
             address, root = self._config.address, self._folder.authority
             data: dict[str, Any] = {"address": address, "root_certificate": str(root)}
             self._tell(Told("server.ready", _welcome(self._config, self._folder), "", data))
+
+
+def _event_of(line: str) -> dict[str, Any] | None:
+    """Return an event of the keeper; ``None`` for another line."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(found, dict) or not {"event", "text", "at"} <= set(found):
+        return None
+    del found["at"]
+    return found
 
 
 def _welcome(config: ServerConfig, folder: ServerFolder) -> str:
@@ -255,9 +288,15 @@ def _welcome(config: ServerConfig, folder: ServerFolder) -> str:
         f" --server {config.address} --root-certificate {folder.authority}\n"
         f"  then here:    fleet device enroll NODE-KEY.PUB --name NAME{where}\n"
         f"  see them:     fleet device list{where}\n"
-        f"  start rounds: fleet server start-run{where}\n"
+        f"  start rounds: {_rounds(config)}{where}\n"
         "  Ctrl-C ends the server."
     )
+
+
+def _rounds(config: ServerConfig) -> str:
+    if config.service.standing:
+        return "fleet policy set base=DIGEST every_s=60"
+    return "fleet server start-run"
 
 
 def _now() -> datetime:

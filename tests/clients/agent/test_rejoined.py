@@ -21,7 +21,7 @@ from fleet.har import sources
 from fleet.har.normalise import Normalisation
 from fleet.har.population import LabelledWindows, population_of
 from fleet.har.virtual import VirtualFleet, virtual_fleet
-from tests.clients.agent.rejoined import raw_windows, write_recordings
+from simulations.recordings import raw_windows, write_recordings
 from tests.clients.agent.store.windows import opened
 from tests.simulations.tiny_fleet import MakeConfig
 

@@ -144,6 +144,7 @@ OTHER: dict[str, Any] = {
     "deadline_s": 601.0,
     "max_steps": 7,
     "memory_budget": 1 << 20,
+    "compression": "int4",
 }
 
 
@@ -169,6 +170,9 @@ def test_a_changed_copy_of_a_plan_has_an_id_of_its_own() -> None:
     "broken",
     [
         {"round": 0},
+        {"round": 10**9 + 1},
+        {"release": 2**63},
+        {"max_steps": 2**63},
         {"rank": 0},
         {"weight_cap": 4097},
         {"learning_rate": 0.0},

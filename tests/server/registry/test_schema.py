@@ -37,7 +37,7 @@ def test_a_registry_of_a_later_corefleet_is_refused(
     empty.database.change(
         lambda connection: connection.execute(text("UPDATE alembic_version SET version_num = '99'"))
     )
-    with pytest.raises(StorageError, match="revision 99; this Corefleet knows 0001") as caught:
+    with pytest.raises(StorageError, match="revision 99; this Corefleet knows 0002") as caught:
         open_again()
     assert caught.value.code == "registry-newer"
 
@@ -105,4 +105,5 @@ def test_postgresql_without_its_driver_names_the_extra(
 def test_the_revisions_travel_with_the_package() -> None:
     assert (MIGRATIONS / "env.py").is_file()
     assert (MIGRATIONS / "versions" / "v0001_first.py").is_file()
-    assert newest() == "0001"
+    assert (MIGRATIONS / "versions" / "v0002_standing.py").is_file()
+    assert newest() == "0002"

@@ -48,6 +48,14 @@ def test_a_run_draws_a_table_with_every_method_and_what_to_do_next(
     assert digest in text.replace("\n", "")
 
 
+def test_a_run_keeps_the_rule_that_it_was_given(ask: Ask, tiny: list[str], tmp_path: Path) -> None:
+    code, _ = ask(*tiny, "--rule", "clip:1")
+    assert code == 0
+    assert read_json(tmp_path / "run" / "run.json")["config"]["rule"] == "clip:1.0"
+    record = read_json(tmp_path / "run" / "core" / "rounds" / "000001.json")
+    assert (record["rule"]["name"], record["rule"]["norm"], record["reason"]) == ("clip", 1.0, "")
+
+
 def test_an_interrupt_exits_130_says_how_to_go_on_and_resumes(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -83,6 +91,8 @@ def test_an_interrupt_exits_130_says_how_to_go_on_and_resumes(
         (["--rate", "core=-1"], "rate"),
         (["--rate", "core=nan"], "rate"),
         (["--data", "nonsense"], "data-unknown"),
+        (["--rule", "krum"], "run-config"),
+        (["--rule", "krum:1"], "rule-above-cohort"),
     ],
 )
 def test_a_wrong_flag_is_an_error_with_its_code_and_leaves_no_folder(

@@ -101,18 +101,19 @@ def test_the_rank_sweep_compares_ranks(
 def test_an_attack_ruins_the_mean_and_spares_the_rules_that_are_made_for_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    script(monkeypatch, "robust_aggregation.py", "--toy", "--out", tmp_path)
-    lines = capsys.readouterr().out.splitlines()
-    rows = {line[:13].strip(): line[13:].split() for line in lines if line[13:].strip()}
-    before = float(rows.pop("before")[0])
-    rows.pop("rule")
-    scores = {name: (float(honest), float(attacked)) for name, (honest, attacked) in rows.items()}
-    assert list(scores) == ["mean", "clipped mean", "median", "trimmed mean", "Krum", "MultiKrum"]
-    assert min(honest for honest, _ in scores.values()) > before
-    attacked_mean = scores.pop("mean")[1]
-    assert attacked_mean < before
-    for name, (_, attacked) in scores.items():
-        assert attacked > attacked_mean + 0.1, name
+    words = ["--toy", "--rules", "mean,median,krum:3", "--out", tmp_path]
+    script(monkeypatch, "robust_aggregation.py", *words)
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["rule", "before", "honest", "attacked"]
+    rows = {name: tuple(map(float, scores)) for name, *scores in map(str.split, lines)}
+    assert list(rows) == ["mean", "median", "krum:3"]
+    before, honest, ruined = rows.pop("mean")
+    assert ruined < before < honest
+    for name, (_, unharmed, attacked) in rows.items():
+        assert min(unharmed, attacked) > max(before, ruined + 0.1), name
+    (record, *_) = sorted((tmp_path / "krum-3" / "attacked" / "rounds").iterdir())
+    rule = json.loads(record.read_text())["rule"]
+    assert (rule["name"], rule["liars"], len(rule["followed"])) == ("krum", 3, 1)
 
 
 def test_the_traces_sweep_tells_hours_to_the_target(

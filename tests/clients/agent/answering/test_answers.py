@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from clients.agent.answering.labelled import labelled, probe_of
-from clients.agent.answering.releases import WANTED
+from clients.agent.answering.releases import MOST_TRIES, WANTED
 from clients.agent.learner import Learner
 from clients.agent.power.readings import Readings
+from clients.agent.serving.kept import KeptRelease
 from clients.agent.serving.serve import Serving
 from fleet.adapt.base import Base
 from fleet.errors import InputError, MismatchError, RoundError
@@ -78,6 +79,9 @@ def test_class_counts_stay_on_the_device_where_its_owner_wants_that(
     counts = Learner(NAME, base, windows).evaluate(releases[2].state)
     answer = device.ask("evaluate", release_message(releases[2]))
     assert dict(answer.values) == {"num-examples": 12, "macro-f1": macro_f1_present(counts)}
+    device.store.labels.range("ada", 0.0, 1e9, None, "ada")  # all are taken back
+    none = device.ask("evaluate", release_message(releases[2]))
+    assert dict(none.values) == {"num-examples": 0}
 
 
 def test_health_carries_readings_store_and_the_last_outcome(
@@ -175,6 +179,93 @@ def test_what_was_wanted_and_is_gone_is_said_and_does_no_harm(state: Path, turne
         device.store.state.put(WANTED, "000009-aaaaaaaaaaaaaaaa")
         assert device.agent.releases.finish() is None
         assert turned.said("release.kept")[-1]["reason"] == "no-such-release"
+
+
+def test_a_release_that_the_agent_is_lost_at_again_and_again_is_given_up(
+    state: Path, turned: Turned, releases: list[Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(serving: Serving, kept: KeptRelease, probe: object) -> None:
+        tries.append(kept.number)
+        raise MemoryError
+
+    tries: list[int] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(Serving, "promote", killed)
+        with opened(state, turned.world()) as device, pytest.raises(MemoryError):
+            device.ask("query.release", release_message(releases[3]))
+        for _ in range(MOST_TRIES - 1):
+            with opened(state, turned.world()) as device, pytest.raises(MemoryError):
+                device.agent.finish()
+        with opened(state, turned.world()) as device:
+            device.agent.finish()
+            assert tries == [3] * MOST_TRIES
+            assert turned.said("release.kept")[-1]["reason"] == "agent-lost"
+            assert device.store.state.get(WANTED) is None
+    with opened(state, turned.world()) as device:
+        device.ask("query.release", release_message(releases[3]))
+        assert status_of(device).release == 3
+
+
+def test_a_release_that_is_kept_from_being_tried_is_wanted_on(
+    state: Path, turned: Turned, releases: list[Release]
+) -> None:
+    with opened(state, turned.world()) as device:
+        kept = device.serving.take(releases[3])
+        device.store.state.put(WANTED, kept.name)
+        device.serving._lock_wait_s = 0.0
+        with Serving(state).locked():
+            for _ in range(MOST_TRIES + 1):
+                device.agent.finish()
+                assert turned.said("release.kept")[-1]["reason"] == "model-busy"
+        device.agent.finish()
+        assert status_of(device).release == 3
+
+
+def test_what_was_cut_off_is_not_brought_while_the_agent_is_at_work(
+    state: Path, turned: Turned, releases: list[Release]
+) -> None:
+    def read() -> Readings:
+        device.store.state.put(WANTED, kept.name)
+        with pytest.raises(RoundError) as caught:
+            device.agent.finish()
+        assert caught.value.code == "agent-busy"
+        return Readings()
+
+    with opened(state, turned.world(read=read)) as device:
+        kept = device.serving.take(releases[3])
+        device.ask("train", train_message(releases[1]))
+        assert status_of(device).release == 1
+
+
+def test_who_waits_for_the_same_answer_does_not_hold_up_the_agents_end(
+    state: Path, turned: Turned, releases: list[Release]
+) -> None:
+    working, go_on = threading.Event(), threading.Event()
+    codes: list[str] = []
+
+    def read() -> Readings:
+        working.set()
+        assert go_on.wait(DEADLINE_S)
+        return Readings()
+
+    def ask() -> None:
+        with pytest.raises(RoundError) as caught:
+            device.ask("train", train_message(releases[1]), limit_s=7200.0)
+        codes.append(caught.value.code)
+
+    world = turned.world(read=read)
+    with opened(state, world) as device:
+        asking = [threading.Thread(target=ask, daemon=True) for _ in range(2)]
+        asking[0].start()
+        assert working.wait(DEADLINE_S)
+        asking[1].start()
+        world.stopping.set()
+        asking[1].join(DEADLINE_S)
+        assert not asking[1].is_alive()
+        go_on.set()
+        assert device.agent.rest(DEADLINE_S)
+        asking[0].join(DEADLINE_S)
+    assert codes == ["agent-stopping"] * 2
 
 
 def test_who_comes_while_the_agent_works_is_told_not_now(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clients.agent.answering.agent import LONGEST_TRAINING_S
 from clients.agent.answering.labelled import labelled
 from clients.agent.answering.world import Cadence
 from clients.agent.learner import Learner
@@ -16,7 +17,7 @@ from clients.agent.power.readings import Readings
 from fleet.adapt.base import Base
 from fleet.errors import FleetError, MismatchError, RoundError, StorageError
 from fleet.federate.releases import Release
-from fleet.federate.wire import Payload
+from fleet.federate.wire import Payload, encode_plan
 from tests.clients.agent.answering.devices import (
     NAME,
     Device,
@@ -202,6 +203,28 @@ def test_training_ends_when_the_plans_time_is_over(
         assert device.store.checkpoints.plan() is None
 
 
+def test_a_plan_without_an_end_is_not_trained_for_ever(
+    state: Path, turned: Turned, releases: list[Release]
+) -> None:
+    with opened(state, turned.world(monotonic=ticking(turned, 3600.0))) as device:
+        with pytest.raises(RoundError, match="after step") as caught:
+            device.ask("train", train_message(releases[1], deadline_s=1e300, epochs=100))
+        assert caught.value.code == "over-time"
+        assert turned.seconds < 2 * LONGEST_TRAINING_S
+
+
+@pytest.mark.parametrize("number", [2**63, 10**400], ids=["no-int64", "no-file-name"])
+def test_a_plan_of_an_impossible_release_is_refused_and_the_device_goes_on(
+    device: Device, releases: list[Release], number: int
+) -> None:
+    plan = plan_of(releases[1]).model_copy(update={"release": number})
+    with pytest.raises(MismatchError) as caught:
+        device.ask("train", encode_plan(plan, releases[1].state))
+    assert caught.value.code == "plan-malformed"
+    device.ask("query.status", Payload(np.zeros(0, np.float32), {}))
+    device.ask("train", train_message(releases[1]))
+
+
 def test_the_days_budget_ends_training_and_a_new_day_has_its_own(
     state: Path, turned: Turned, releases: list[Release]
 ) -> None:
@@ -299,6 +322,25 @@ def test_an_update_of_a_person_who_is_forgotten_meanwhile_never_leaves(
         assert caught.value.code == "person-forgotten"
         assert device.store.outbox.get(plan_of(releases[1]).id) is None
         assert device.store.checkpoints.plan() is None
+
+
+def test_new_windows_under_a_forgotten_name_do_not_let_the_old_ones_update_leave(
+    state: Path, turned: Turned, releases: list[Release]
+) -> None:
+    looks = itertools.count()
+
+    def read() -> Readings:
+        if next(looks) == 2:
+            device.store.forget("ada")
+            fill(state)  # as an ingest that goes on
+        return Readings()
+
+    with opened(state, turned.world(read=read, cadence=EVERY_STEP), min_new_labels=0) as device:
+        with pytest.raises(RoundError) as caught:
+            device.ask("train", train_message(releases[1]))
+        assert caught.value.code == "person-forgotten"
+        assert device.store.outbox.get(plan_of(releases[1]).id) is None
+        assert device.ask("train", train_message(releases[1], seed=1)).config["examples"] == 24
 
 
 def train_often(device: Device, release: Release) -> None:

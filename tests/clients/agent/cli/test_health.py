@@ -87,6 +87,13 @@ def test_a_status_without_a_device_says_how_to_make_one(ask: Json, state: Path) 
     assert (code, envelope["error_code"]) == (4, "no-device")
 
 
+def test_a_warning_is_an_exit_code_only_where_that_is_asked_for(ask: Json) -> None:
+    ask("init", "--name", "a")
+    code, envelope = ask("doctor", "--only", "agent")
+    assert (code, envelope["data"]["verdict"]) == (0, "warn")  # no agent runs
+    assert ask("doctor", "--only", "agent", "--strict")[0] == 1
+
+
 def test_the_doctor_exits_1_when_a_check_fails_and_says_how_to_mend_it(
     ask: Json, state: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,8 +19,10 @@ from clients.agent.config import (
     parse_config,
     save_config,
 )
+from clients.agent.daemon import REST_S
 from clients.agent.service import Host, units_of
 from clients.agent.supervise.plan import SUPERNODE_STOP_S, specs_of
+from clients.link.service import CLOSE_S
 from fleet.errors import FleetError, InputError, UnavailableError
 from fleet.supervise.child import Exit
 from fleet.supervise.record import read_run
@@ -160,6 +162,7 @@ def test_another_python_does_not_inherit_the_paths_of_ours(tmp_path: Path) -> No
         assert (spec.environment["LANG"], spec.environment["PYTHONUNBUFFERED"]) == ("C", "1")
     assert supernode.environment["FLWR_TELEMETRY_ENABLED"] == "0"
     assert supernode.stop_s == SUPERNODE_STOP_S
+    assert agent.stop_s > REST_S + CLOSE_S  # or a long step's checkpoint is killed
     assert (agent.wear, agent.gate, agent.recycled_on_hangup) == (None, None, False)
     assert None not in (supernode.wear, supernode.gate)
     assert supernode.recycled_on_hangup

@@ -145,11 +145,11 @@ def test_enroll_prints_the_key_and_commands_that_write_and_register_it(
     ask: Json, state: Path, tmp_path: Path
 ) -> None:
     ask("init", "--name", "kitchen-1")
-    code, envelope = ask("enroll", "--connection", "sec")
+    code, envelope = ask("enroll")
     write, register = envelope["data"]["operator_commands"]
     assert code == 0
     assert shlex.split(register) == [
-        *("flwr", "supernode", "register", "kitchen-1.pub", "sec", "--name", "kitchen-1")
+        *("fleet", "device", "enroll", "kitchen-1.pub", "--name", "kitchen-1")
     ]
     subprocess.run(["sh", "-c", write], cwd=tmp_path, check=True)
     written = (tmp_path / "kitchen-1.pub").read_bytes()
@@ -165,7 +165,7 @@ def test_enroll_prints_the_key_to_standard_output_alone(
     assert run(["enroll"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (state / PUBLIC_KEY).read_text().strip()
-    assert lines[2] == "flwr supernode register a.pub production --name a"
+    assert lines[2] == "fleet device enroll a.pub --name a"
 
 
 def test_enroll_needs_a_key_and_refuses_what_a_shell_would_read_as_something_else(
@@ -173,7 +173,6 @@ def test_enroll_needs_a_key_and_refuses_what_a_shell_would_read_as_something_els
 ) -> None:
     assert ask("enroll")[1]["error_code"] == "no-device"
     ask("init", "--name", "a")
-    assert ask("enroll", "--connection", "a; b")[1]["error_code"] == "connection-name"
     (state / PUBLIC_KEY).write_text("ecdsa AAAA '; rm -rf")
     assert ask("enroll")[1]["error_code"] == "key-damaged"
     (state / PUBLIC_KEY).unlink()
@@ -196,6 +195,8 @@ def test_the_units_start_agent_and_supernode_again_and_harden_them() -> None:
         own = unit["Service"]
         assert (own["Restart"], own["RestartSec"], own["User"]) == ("always", "10", "corefleet")
         assert unit["Unit"]["StartLimitIntervalSec"] == "0"
+        # A configuration that is refused is not asked for again every ten seconds.
+        assert own.get("RestartPreventExitStatus") == ("4" if "agent" in name else None)
         assert own["ReadWritePaths"] == "/var/lib/corefleet"
         assert own["ProtectSystem"] == "strict"
         assert own["NoNewPrivileges"] == "yes"

@@ -205,6 +205,7 @@ def test_a_store_of_the_first_version_keeps_its_windows_and_gains_checkpoints(
 ) -> None:
     connection = sqlite3.connect(filled(tmp_path))
     connection.executescript(
+        "DROP TABLE residual_people; DROP TABLE residuals;"
         "DROP TABLE checkpoint_people; DROP TABLE checkpoints; PRAGMA user_version = 1"
     )
     connection.close()

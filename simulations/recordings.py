@@ -7,21 +7,38 @@ that the intake cuts exactly the windows that the simulation gives to its learne
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet.files import write_text
 from fleet.har.normalise import Normalisation
-from fleet.har.population import LabelledWindows
-from fleet.har.virtual import VirtualFleet
-from tests.clients.agent.intake.recordings import GAP_S, streamed, stretches, write_csv
 
-__all__ = ["Recordings", "raw_windows", "write_recordings"]
+if TYPE_CHECKING:
+    from fleet.har.population import LabelledWindows
+    from fleet.har.virtual import VirtualFleet
 
+__all__ = [
+    "GAP_S",
+    "ORIGIN_S",
+    "Recordings",
+    "raw_windows",
+    "streamed",
+    "stretches",
+    "write_csv",
+    "write_recordings",
+]
+
+GAP_S = 1.0
+"""Seconds between two stretches; the intake begins a new segment there."""
 ORIGIN_S = 1.7e9
+"""When a recording begins, seconds since the epoch."""
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -59,6 +76,9 @@ def write_recordings(fleet: VirtualFleet, partition: int, folder: Path) -> Recor
         fleet: The devices of a run.
         partition: Which of them.
         folder: Where the three files go; made when needed.
+
+    Raises:
+        StorageError: When a file could not be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = Recordings(folder / "train.csv", folder / "held-out.csv", folder / "labels.csv")
@@ -79,6 +99,54 @@ def write_recordings(fleet: VirtualFleet, partition: int, folder: Path) -> Recor
     with files.labels.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("from", "to", "label"), *labels])
     return files
+
+
+def stretches(x: NDArray[np.float32], stride: int) -> Iterator[NDArray[np.float32]]:
+    """Yield the stretches ``[T, c]`` whose windows are ``x [n, c, t]``, in order.
+
+    Neighbours are joined where they share their samples to the bit.
+    """
+    shared = x.shape[2] - stride
+    pieces: list[NDArray[np.float32]] = []
+    for place in range(len(x)):
+        goes_on = place > 0 and np.array_equal(x[place - 1][:, stride:], x[place][:, :shared])
+        if pieces and not goes_on:
+            yield np.concatenate(pieces, axis=1).T
+            pieces = []
+        pieces.append(x[place][:, shared:] if pieces else x[place])
+    if pieces:
+        yield np.concatenate(pieces, axis=1).T
+
+
+def streamed(
+    stretches: Iterator[NDArray[np.float32]], rate_hz: float, origin_s: float = ORIGIN_S
+) -> tuple[Array, Array]:
+    """Put stretches behind each other in time, with a gap between them.
+
+    Returns:
+        Times ``[T]`` in seconds and samples ``[T, c]``, float64.
+    """
+    times, values, start_s = [], [], origin_s
+    for stretch in stretches:
+        times.append(start_s + np.arange(len(stretch)) / rate_hz)
+        values.append(stretch.astype(np.float64))
+        start_s = float(times[-1][-1]) + GAP_S
+    return np.concatenate(times), np.concatenate(values)
+
+
+def write_csv(path: Path, columns: Sequence[str], times: Array, values: Array) -> Path:
+    """Write samples to a CSV with a column ``time``, every number to the bit; return the path.
+
+    Raises:
+        StorageError: When it could not be written.
+    """
+    rows = [",".join(("time", *columns))]
+    rows += [
+        ",".join(map(repr, (at, *row)))
+        for at, row in zip(times.tolist(), values.tolist(), strict=True)
+    ]
+    write_text(path, "\n".join(rows) + "\n")
+    return path
 
 
 def _extents(

@@ -1,0 +1,129 @@
+"""Verbs about rounds. A round is opened and closed by the service, so these place orders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fleet.errors import InputError, RoundError
+from server.control import requests as r
+from server.control.seam import Answer
+from server.control.verbs.counts import answers_of
+from server.control.verbs.fleet import Fleet
+from server.control.verbs.shown import shown_round, utc
+from server.control.verbs.touched import touched
+from server.registry.orders import Order, Verb
+from server.registry.records import RoundRow
+
+__all__ = ["abort", "listed", "replay", "show", "start"]
+
+
+def listed(fleet: Fleet, actor: str, asked: r.RoundList) -> Answer:
+    """List the newest rounds, every attempt."""
+    rows = fleet.registry.rounds.all(asked.newest)
+    counts = answers_of(fleet.registry, rows)
+    shown = [shown_round(row, *counts.get((row.round, row.attempt), (0, 0))) for row in rows]
+    return Answer({"rounds": shown})
+
+
+def show(fleet: Fleet, actor: str, asked: r.RoundShow) -> Answer:
+    """Show a round: its plan, its rule, and what each device of its cohort answered.
+
+    Raises:
+        InputError: ``no-such-round``.
+    """
+    row = (
+        _last(fleet)
+        if asked.round is None
+        else fleet.registry.rounds.get(asked.round, asked.attempt)
+    )
+    updates = fleet.registry.rounds.updates(row.round, row.attempt)
+    refusals = fleet.registry.rounds.refusals(row.round, row.attempt)
+    own = [each for each in refusals if not each.earlier]
+    accepted = [
+        {
+            "device": each.device,
+            "weight": each.weight,
+            "norm": round(each.norm, 6),
+            "digest": each.digest,
+            "arrived_at": utc(each.arrived_at_s),
+        }
+        for each in updates
+    ]
+    refused = [
+        {
+            "device": each.device,
+            "reason": each.reason.value,
+            "detail": each.detail,
+            "earlier": each.earlier,
+            "at": utc(each.at_s),
+        }
+        for each in refusals
+    ]
+    heard = {each.device for each in updates} | {each.device for each in own}
+    shown = shown_round(row, len(updates), len(own)) | {
+        "cohort": list(row.selected),
+        "unanswered": [device for device in row.selected if device not in heard],
+        "updates": accepted,
+        "refusals": refused,
+        "rule": dict(row.rule),
+        "asks": row.plan.model_dump(mode="json"),
+    }
+    return Answer({"round": shown})
+
+
+def start(fleet: Fleet, actor: str, asked: r.RoundStart) -> Answer:
+    """Order a round now."""
+    order = fleet.registry.orders.place(Verb.start_round, {}, actor=actor, key=asked.key)
+    return Answer({"order": _order(order), "service_alive_at": _alive(fleet)})
+
+
+def abort(fleet: Fleet, actor: str, asked: r.RoundAbort) -> Answer:
+    """Order that the open round ends without a release.
+
+    Raises:
+        RoundError: ``no-open-round``.
+    """
+    found = fleet.registry.open_round()
+    if found is None:
+        raise RoundError(
+            "no-open-round", "no round is open, so none can be aborted", "See: fleet round list"
+        )
+    reach = touched(found.row.selected, (), [found.row.round])
+    data: dict[str, Any] = {"dry_run": asked.dry_run, "touches": reach, "round": found.row.round}
+    if not asked.dry_run:
+        orders = fleet.registry.orders
+        why = asked.why or "aborted by an operator"
+        order = orders.place(Verb.abort_round, {"reason": why}, actor=actor, key=asked.key)
+        data |= {"order": _order(order), "service_alive_at": _alive(fleet)}
+    return Answer(data)
+
+
+def replay(fleet: Fleet, actor: str, asked: r.RoundReplay) -> Answer:
+    """Recompute a round's release from its stored updates; nothing is written."""
+    made = fleet.registry.replay(asked.round, without=asked.without)
+    return Answer(
+        {
+            "round": asked.round,
+            "same": made.same,
+            "digest": made.release.digest,
+            "recorded": made.recorded,
+            "devices": list(made.devices),
+            "without": sorted(asked.without),
+        }
+    )
+
+
+def _last(fleet: Fleet) -> RoundRow:
+    found = fleet.registry.rounds.all(1)
+    if not found:
+        raise InputError("no-such-round", "there was no round yet", "Order one: fleet round start")
+    return found[-1]
+
+
+def _alive(fleet: Fleet) -> str | None:
+    beat = fleet.registry.observations.heartbeat()
+    return None if beat is None else utc(beat.alive_at_s)
+
+
+def _order(order: Order) -> dict[str, Any]:
+    return {"id": order.id, "verb": order.verb.value, "state": order.state.value}

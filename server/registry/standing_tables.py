@@ -1,0 +1,108 @@
+"""The tables of the standing service: what it is to do, what was ordered, what it found.
+
+    policies (append-only versions)     orders (an operator's, to the service)
+    heartbeat (one row: it is alive)    absences (of a round: who was not asked, and why)
+    evaluations (of a release)          deliveries (a release that a device does not serve yet)
+    device_bytes (by device and day)
+
+Conventions are those of :mod:`server.registry.tables`.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    String,
+    Table,
+    Text,
+)
+
+from server.registry.tables import BIG, METADATA, NAME, TIME, who
+
+__all__ = [
+    "absences",
+    "deliveries",
+    "device_bytes",
+    "evaluations",
+    "heartbeat",
+    "orders",
+    "policies",
+]
+
+policies = Table(
+    "policies",
+    METADATA,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("policy", Text, nullable=False),
+    *who("set"),
+    CheckConstraint("version >= 1", name="version"),
+)
+
+orders = Table(
+    "orders",
+    METADATA,
+    Column("id", BIG, primary_key=True),
+    Column("verb", String(32), nullable=False),
+    Column("args", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    *who("placed"),
+    *who("taken"),
+    *who("finished"),
+    Column("result", Text),
+    CheckConstraint("state IN ('waiting', 'taken', 'done', 'failed')", name="state"),
+    Index("ix_orders_state", "state"),
+)
+
+heartbeat = Table(
+    "heartbeat",
+    METADATA,
+    Column("name", NAME, primary_key=True),
+    Column("alive_at_s", TIME, nullable=False),
+    Column("started_at_s", TIME, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("version", NAME, nullable=False),
+    Column("doing", Text, nullable=False),
+)
+
+absences = Table(
+    "absences",
+    METADATA,
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("device", NAME, primary_key=True),
+    Column("reason", String(64), nullable=False),
+    Column("detail", Text, nullable=False),
+    ForeignKeyConstraint(("round", "attempt"), ["rounds.round", "rounds.attempt"]),
+)
+
+evaluations = Table(
+    "evaluations",
+    METADATA,
+    Column("release", ForeignKey("releases.number"), primary_key=True, autoincrement=False),
+    Column("device", NAME, primary_key=True),
+    Column("confusion", Text, nullable=False),
+    Column("at_s", TIME, nullable=False),
+)
+
+deliveries = Table(
+    "deliveries",
+    METADATA,
+    Column("device", ForeignKey("devices.name"), primary_key=True),
+    Column("release", ForeignKey("releases.number"), nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("told_at_s", TIME, nullable=False),
+    Column("reason", Text, nullable=False, default="", server_default=""),
+)
+
+device_bytes = Table(
+    "device_bytes",
+    METADATA,
+    Column("device", ForeignKey("devices.name"), primary_key=True),
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("bytes", BIG, nullable=False),
+)

@@ -1,0 +1,56 @@
+"""What the standing service says of itself, for ``fleet server status``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fleet.errors import FleetError
+from server.control.reach import registry_place
+from server.registry import open_registry
+from server.service.folder import ServerFolder
+from server.service.keeper import read_standing
+from server.service.keeping import SILENT_S
+
+__all__ = ["standing_line_of", "standing_of"]
+
+
+def standing_of(folder: ServerFolder) -> dict[str, Any]:
+    """Return the standing service as JSON holds it.
+
+    Returns:
+        ``run`` (Flower's id or ``None``), ``lives``, ``silent_s`` since it last said so or
+        ``None``, ``pid``, ``doing`` and ``problem`` where the registry cannot be read.
+    """
+    run = read_standing(folder)
+    data: dict[str, Any] = {"run": run.run if run else None, "lives": False, "silent_s": None}
+    data |= {"pid": None, "doing": {}, "problem": ""}
+    place = registry_place(folder)
+    if isinstance(place, Path) and not place.exists():
+        return data
+    try:
+        with open_registry(place, clock=time.time) as registry:
+            beat = registry.observations.heartbeat()
+    except FleetError as error:
+        return {**data, "problem": error.message}
+    if beat is None:
+        return data
+    silent_s = round(max(0.0, time.time() - beat.alive_at_s), 1)
+    known = run is not None and beat.started_at_s >= run.started_at_s
+    data |= {"silent_s": silent_s, "lives": known and silent_s <= SILENT_S}
+    return data | {"pid": beat.pid, "doing": dict(beat.doing)}
+
+
+def standing_line_of(data: Mapping[str, Any] | None) -> str:
+    """Return what :func:`standing_of` knows as one line for people."""
+    if data is None:
+        return "none; to have one: fleet server init --standing, then fleet server up"
+    if data["problem"]:
+        return f"unknown: {data['problem']}"
+    if data["silent_s"] is None or data["run"] is None:
+        return "has not begun yet"
+    doing = ", ".join(f"{key} {value}" for key, value in data["doing"].items())
+    head = f"run {data['run']}" if data["lives"] else f"run {data['run']} is silent"
+    return f"{head}; last heard of {data['silent_s']:.0f} s ago" + (f"; {doing}" if doing else "")

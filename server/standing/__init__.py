@@ -1,0 +1,1 @@
+"""The fleet's service: one long run that carries out what the registry says."""

@@ -1,0 +1,219 @@
+"""Between the registry and the coordinator: what a round starts from, and how one is taken up."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fleet.adapt.base import Base, load_base
+from fleet.adapt.network import folded_network
+from fleet.adapt.state import Layout
+from fleet.errors import MismatchError
+from fleet.federate.records import Plan
+from fleet.federate.releases import Release, first_release
+from fleet.federate.rule import read_rule
+from fleet.peft.registry import find
+from server import coordinator as c
+from server.registry import Registry
+from server.registry.records import OpenRound, RoundState
+from server.registry.replay import readmitted
+from server.standing.policy import FleetPolicy
+
+__all__ = ["Bench", "begun", "next_round", "resumed", "rule_record", "starting"]
+
+# The coordinator of a standing fleet ends no run; the service does.
+ENDLESS = 2**31
+ACTOR = "service"
+
+
+@dataclass
+class Bench:
+    """Bases, read once.
+
+    Args:
+        registry: Where they are installed.
+    """
+
+    registry: Registry
+    _bases: dict[str, Base] = field(default_factory=dict)
+
+    def base(self, digest: str) -> Base:
+        """Return a base, checked against its digest.
+
+        Raises:
+            InputError: ``no-such-base``.
+            StorageError: See :func:`fleet.adapt.base.load_base`.
+            MismatchError: ``other-base`` when another one is installed under the digest.
+        """
+        if digest not in self._bases:
+            self._bases = {digest: self._read(digest)}
+        return self._bases[digest]
+
+    def layout(self, policy: FleetPolicy) -> Layout:
+        """Return the layout of what a policy trains.
+
+        Raises:
+            InputError: ``unknown-method`` or ``no-such-base``.
+            MismatchError: ``other-rank`` when the base has frames of another rank.
+        """
+        base = self.base(policy.base)
+        if base.record.rank != policy.rank:
+            raise MismatchError(
+                "other-rank",
+                f"the policy trains rank {policy.rank}, its base has rank {base.record.rank}",
+                "Set a policy with the rank of the base: fleet policy set",
+            )
+        return find(policy.method).layout(folded_network(base), base.frames)
+
+    def _read(self, digest: str) -> Base:
+        content = self.registry.bases.content(digest)
+        if isinstance(content, Path):
+            base = load_base(content)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "base.safetensors"
+                path.write_bytes(content)
+                base = load_base(path)
+        if base.digest != digest:
+            raise MismatchError(
+                "other-base", f"under {digest[:12]}… the base {base.digest[:12]}… is installed"
+            )
+        return base
+
+
+def starting(registry: Registry, bench: Bench, policy: FleetPolicy) -> Release:
+    """Return the release that the next round starts from: the fleet's, at first the base itself.
+
+    Raises:
+        MismatchError: ``other-base`` or ``other-method`` when the policy is for another fleet.
+        InputError: ``no-such-base`` or ``unknown-method``.
+    """
+    layout = bench.layout(policy)
+    current = registry.releases.current()
+    if current is None and registry.releases.next_number() == 0:
+        first = first_release(bench.base(policy.base), policy.method, layout)
+        registry.releases.add(first, why="the base itself", actor=ACTOR)
+    if current is None:
+        current = registry.releases.promote(0, why="the fleet's first", actor=ACTOR)
+    release = registry.releases.load(current.number)
+    for what, own, wanted in (
+        ("base", policy.base, release.base),
+        ("method", policy.method, release.method),
+        ("method", layout.digest, release.state.layout.digest),
+    ):
+        if own != wanted:
+            raise MismatchError(
+                f"other-{what}",
+                f"the policy has {what} {own[:12]}, the fleet's release {release.number} has "
+                f"{wanted[:12]}",
+                "Set a policy for the release, or promote another release.",
+            )
+    return release
+
+
+def next_round(registry: Registry) -> tuple[int, int]:
+    """Return number and attempt of the round that comes next."""
+    rounds = registry.rounds.all(newest=1)
+    if not rounds:
+        return 1, 1
+    last = rounds[-1]
+    if last.state is RoundState.abandoned:
+        return last.round, last.attempt + 1
+    return last.round + 1, 1
+
+
+def begun(policy: FleetPolicy, start: Release, number: int, release_number: int) -> c.State:
+    """Return the coordinator's state before a round."""
+    rules = c.Rules(
+        rounds=ENDLESS,
+        quorum=policy.quorum,
+        deadline_s=policy.deadline_s,
+        wait_s=float("inf"),
+        seed=policy.seed,
+        rule=read_rule(policy.rule),
+        enough=policy.quorum if policy.over_select else 0,
+    )
+    task = c.Task(
+        method=policy.method,
+        rank=policy.rank,
+        layout=start.state.layout,
+        optimiser=policy.optimiser,
+        learning_rate=policy.learning_rate,
+        momentum=policy.momentum,
+        epochs=policy.epochs,
+        batch=policy.batch,
+        weight_cap=policy.weight_cap,
+        seed=policy.seed,
+        max_steps=policy.max_steps,
+        memory_budget=policy.memory_budget,
+        compression=policy.compression,
+    )
+    return replace(c.begin(rules, task, start, round_number=number), number=release_number)
+
+
+def rule_record(policy: FleetPolicy, version: int, needed: int) -> dict[str, Any]:
+    """Return what a round's record says of how it is closed; a resumed round goes by it."""
+    return {
+        **read_rule(policy.rule).record,
+        "spelt": policy.rule,
+        "quorum": needed,
+        "enough": policy.quorum if policy.over_select else 0,
+        "policy": version,
+    }
+
+
+def resumed(found: OpenRound, start: Release, release_number: int) -> c.State:
+    """Return the coordinator's state of a round that was cut off, with what was accepted.
+
+    Raises:
+        StorageError: ``update-damaged``.
+    """
+    row, plan, layout = found.row, found.row.plan, start.state.layout
+    rule: Mapping[str, Any] = row.rule
+    rules = c.Rules(
+        rounds=ENDLESS,
+        quorum=int(rule.get("quorum", 0)),
+        deadline_s=plan.deadline_s,
+        wait_s=float("inf"),
+        seed=plan.seed,
+        rule=read_rule(str(rule.get("spelt", "mean"))),
+        enough=int(rule.get("enough", 0)),
+    )
+    refused = [each for each in found.refusals if not each.earlier]
+    late = [each for each in found.refusals if each.earlier]
+    return c.State(
+        rules,
+        _task_of(plan, layout),
+        start,
+        round=row.round,
+        phase=c.Phase.collecting,
+        plan=plan,
+        selected=row.selected,
+        unanswered=frozenset(found.unanswered),
+        accepted={each.device: readmitted(each, row, layout) for each in found.updates},
+        refused=tuple(c.Refusal(each.device, each.reason, each.detail) for each in refused),
+        late=tuple(c.Refusal(each.device, each.reason, each.detail) for each in late),
+        opened_at=row.opened.at_s,
+        number=release_number,
+    )
+
+
+def _task_of(plan: Plan, layout: Layout) -> c.Task:
+    return c.Task(
+        method=plan.method,
+        rank=plan.rank,
+        layout=layout,
+        optimiser=plan.optimiser,
+        learning_rate=plan.learning_rate,
+        momentum=plan.momentum,
+        epochs=plan.epochs,
+        batch=plan.batch,
+        weight_cap=plan.weight_cap,
+        seed=plan.seed,
+        max_steps=plan.max_steps,
+        memory_budget=plan.memory_budget,
+        compression=plan.compression,
+    )

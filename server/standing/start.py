@@ -1,0 +1,62 @@
+"""The service inside Flower's ServerApp: opens the registry and serves until the run is ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from fleet.errors import StorageError
+from fleet.federate.releases import Release
+from fleet.federate.signing import public_of, sign
+from server.registry import open_registry
+from server.standing.service import Service
+from server.standing.world import World
+
+__all__ = ["serve", "signer"]
+
+
+def serve(
+    grid: Grid,
+    place: str,
+    release_key: str = "",
+    *,
+    stopping: Callable[[], bool] = lambda: False,
+) -> None:
+    """Serve the fleet of a registry; ends by an error, or with the process.
+
+    Args:
+        grid: The run's grid.
+        place: Path of a SQLite file, or a URL.
+        release_key: Path of the key that signs releases, PEM; empty leaves them unsigned.
+        stopping: Tells when to end.
+
+    Raises:
+        FleetError: What cannot be gone on with; a supervisor starts the run again.
+    """
+    world = World(sign=signer(_key_in(Path(release_key))) if release_key else None)
+    where = place if "://" in place else Path(place)
+    with open_registry(where, clock=time.time) as registry:
+        Service(grid, registry, world).run(stopping)
+
+
+def signer(key: bytes) -> Callable[[Release], bytes]:
+    """Return what signs releases by a private key, PEM."""
+
+    def signed(release: Release) -> bytes:
+        return bytes.fromhex(sign(release, key))
+
+    return signed
+
+
+def _key_in(path: Path) -> bytes:
+    try:
+        key = path.read_bytes()
+    except OSError as error:
+        raise StorageError(
+            "unreadable", f"the release key {path} cannot be read: {error.strerror}", ""
+        ) from error
+    public_of(key)  # now rather than when the first round closes
+    return key

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+pytest.importorskip("cryptography")
+
+from fleet.errors import InputError
+from fleet.federate.signing import (
+    SIGNED_FORMAT,
+    identity_of,
+    make_key,
+    public_of,
+    sign,
+    verify,
+)
+
+KEY = make_key()
+PUBLIC = public_of(KEY)
+
+
+@dataclass(frozen=True)
+class Named:
+    """Anything with a digest can be signed."""
+
+    digest: str
+
+
+ONE, TWO = Named("1" * 64), Named("2" * 64)
+
+
+def test_a_signature_is_of_one_release_and_one_key() -> None:
+    signature = sign(ONE, KEY)
+    assert len(bytes.fromhex(signature)) == 64
+    assert verify(ONE, signature, PUBLIC)
+    assert not verify(TWO, signature, PUBLIC)
+    assert not verify(ONE, signature, public_of(make_key()))
+
+
+def test_the_same_release_and_key_have_the_same_signature() -> None:
+    assert sign(ONE, KEY) == sign(Named("1" * 64), KEY)
+
+
+def test_what_is_signed_names_its_format_and_the_digest() -> None:
+    # Golden bytes: a change of them makes every signature that is out there bad.
+    assert identity_of(ONE) == f'["{SIGNED_FORMAT}","{"1" * 64}"]'.encode()
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "zz", "é", "00" * 64, sign(ONE, KEY)[:-2], sign(ONE, KEY) + "00"]
+)
+def test_what_is_no_signature_is_merely_not_of_this_release(wrong: str) -> None:
+    assert not verify(ONE, wrong, PUBLIC)
+
+
+def test_a_key_of_another_kind_is_refused_with_what_it_is() -> None:
+    for wrong in (b"", b"no key", PUBLIC):
+        with pytest.raises(InputError) as refused:
+            sign(ONE, wrong)
+        assert refused.value.code == "release-key"
+    for wrong in (b"", KEY, b"-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----\n"):
+        with pytest.raises(InputError) as refused:
+            verify(ONE, sign(ONE, KEY), wrong)
+        assert refused.value.code == "release-key"
+
+
+def test_a_key_is_made_anew_each_time() -> None:
+    assert make_key() != KEY
+    assert KEY.startswith(b"-----BEGIN PRIVATE KEY-----")

@@ -1,0 +1,425 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from fleet.errors import FleetError, StorageError
+from fleet.federate.admission import Reason
+from fleet.federate.releases import Release, load_release
+from fleet.federate.signing import make_key, sign
+from server.control import requests as r
+from server.control.table import VERBS, verb_of
+from server.control.verbs.fleet import Fleet
+from server.registry import Registry, tables
+from server.registry.records import RefusalRow
+from tests.server.control.controlling import SIGNING, Doors, status
+from tests.server.control.test_proto import smallest
+from tests.server.registry.filled import (
+    BASE,
+    Clock,
+    aggregate,
+    answer,
+    key_of,
+    opened,
+)
+
+DESTRUCTIVE = sorted(name for name in VERBS if issubclass(r.REQUESTS[name], r.Destruction))
+
+
+def ask(fleet: Fleet, request: r.Request) -> dict[str, Any]:
+    return dict(verb_of(request).run(fleet, "anna", request).data)
+
+
+def doors(fleet: Fleet) -> Doors:
+    assert isinstance(fleet.nodes, Doors)
+    return fleet.nodes
+
+
+@pytest.mark.parametrize("name", DESTRUCTIVE)
+def test_a_dry_run_tells_what_it_would_touch_and_changes_nothing(
+    fleet: Fleet, releases: list[Release], name: str
+) -> None:
+    opened(fleet.registry, releases[2], 3)
+    values = smallest(name).model_dump() | {"dry_run": True}
+    if name == "ReleasePin":
+        values["device"] = "ada"
+    if name == "PolicySet":
+        values["policy"] = f'{{"base": "{BASE.digest}"}}'
+    head, devices = fleet.registry.audit.head(), fleet.registry.devices.all()
+    told = ask(fleet, r.REQUESTS[name](**values))
+    assert told["dry_run"] is True
+    assert set(told["touches"]) == {"device_count", "devices", "releases", "rounds"}
+    assert fleet.registry.audit.head() == head
+    assert fleet.registry.devices.all() == devices
+    assert fleet.registry.orders.waiting() == ()
+    assert doors(fleet).refused == set()
+
+
+@pytest.mark.parametrize("name", sorted(set(DESTRUCTIVE) - {"PolicySet"}))
+def test_a_destruction_touches_what_its_dry_run_told(
+    fleet: Fleet, releases: list[Release], name: str
+) -> None:
+    opened(fleet.registry, releases[2], 3)
+    values = smallest(name).model_dump() | (
+        {"device": "bob", "release": 1} if name == "ReleasePin" else {}
+    )
+    if name == "ReleaseWithdraw":
+        values["release"] = 1
+    tried = ask(fleet, r.REQUESTS[name](**{**values, "dry_run": True}))
+    head = fleet.registry.audit.head().seq
+    done = ask(fleet, r.REQUESTS[name](**values))
+    assert done["touches"] == tried["touches"]
+    assert fleet.registry.audit.head().seq == head + 1
+
+
+def test_a_revocation_touches_the_device_and_the_round_that_waits_for_it(
+    fleet: Fleet, releases: list[Release]
+) -> None:
+    opened(fleet.registry, releases[2], 3)
+    told = ask(fleet, r.DeviceRevoke(key="k", device="ada", why="stolen"))
+    assert told["touches"] == {
+        "device_count": 1,
+        "devices": ["ada"],
+        "releases": [],
+        "rounds": [3],
+    }
+    assert told["device"]["state"] == "revoked"
+    assert doors(fleet).refused == {key_of("ada")}
+
+
+def test_a_revocation_holds_though_the_transport_is_away_and_again_completes_it(
+    fleet: Fleet,
+) -> None:
+    doors(fleet).away = StorageError("superlink-away", "it does not answer")
+    with pytest.raises(StorageError):
+        ask(fleet, r.DeviceRevoke(key="k", device="ada"))
+    assert fleet.registry.devices.get("ada").revoked is not None
+    doors(fleet).away = None
+    ask(fleet, r.DeviceRevoke(key="k", device="ada"))
+    assert doors(fleet).refused == {key_of("ada")}
+
+
+def test_an_enrolment_is_nothing_while_the_transport_is_away(fleet: Fleet) -> None:
+    doors(fleet).away = StorageError("superlink-away", "it does not answer")
+    with pytest.raises(StorageError):
+        ask(fleet, r.DeviceEnroll(key="k", device="dan", public_key=key_of("dan")))
+    with pytest.raises(FleetError, match="dan"):
+        fleet.registry.devices.get("dan")
+
+
+def test_an_enrolment_that_was_cut_off_is_completed_by_asking_again(fleet: Fleet) -> None:
+    fleet.registry.devices.enroll("dan", key_of("dan"), actor="anna")
+    head = fleet.registry.audit.head()
+    told = ask(fleet, r.DeviceEnroll(key="other", device="dan", public_key=key_of("dan")))
+    assert told["node"] == "node of dan"
+    assert doors(fleet).inside == {"dan": key_of("dan")}
+    assert fleet.registry.audit.head() == head
+
+
+def test_a_list_tells_who_is_online_and_lives_without_the_transport(fleet: Fleet) -> None:
+    doors(fleet).inside["ada"] = key_of("ada")
+    links = {each["name"]: each["link"] for each in ask(fleet, r.DeviceList())["devices"]}
+    assert links == {"ada": "online", "bob": None, "cyd": None}
+    doors(fleet).away = StorageError("superlink-away", "it does not answer")
+    assert {each["link"] for each in ask(fleet, r.DeviceList())["devices"]} == {None}
+
+
+def test_a_list_leaves_out_the_revoked_unless_they_are_asked_for(fleet: Fleet) -> None:
+    fleet.registry.devices.revoke("bob", why="", actor="anna")
+
+    def names(asked: r.DeviceList) -> list[str]:
+        return [each["name"] for each in ask(fleet, asked)["devices"]]
+
+    assert names(r.DeviceList()) == ["ada", "cyd"]
+    assert names(r.DeviceList(revoked=True)) == ["ada", "bob", "cyd"]
+    assert names(r.DeviceList(state="revoked")) == ["bob"]
+    assert names(r.DeviceList(tag="kitchen")) == ["ada"]
+
+
+def test_a_rollback_goes_to_the_release_before_and_back_to_the_same_digest(
+    fleet: Fleet, releases: list[Release]
+) -> None:
+    told = ask(fleet, r.ReleaseRollback(key="k1", why="falls missed"))
+    assert (told["release"]["number"], told["release"]["digest"]) == (1, releases[1].digest)
+    assert told["touches"]["devices"] == ["ada", "bob", "cyd"]
+    assert told["touches"]["releases"] == [1, 2]
+    forward = ask(fleet, r.ReleasePromote(key="k2", release=2))
+    assert forward["release"]["digest"] == releases[2].digest
+    assert ask(fleet, r.ReleaseRollback(key="k3"))["release"]["number"] == 1
+    assert ask(fleet, r.ReleaseRollback(key="k4"))["release"]["number"] == 0
+    with pytest.raises(FleetError) as refused:
+        ask(fleet, r.ReleaseRollback(key="k5"))
+    assert refused.value.code == "nothing-before"
+
+
+def test_a_rollback_passes_over_what_was_withdrawn(fleet: Fleet) -> None:
+    ask(fleet, r.ReleaseWithdraw(key="k1", release=1, why="bad"))
+    assert ask(fleet, r.ReleaseRollback(key="k2"))["release"]["number"] == 0
+
+
+def test_a_pinned_device_stays_when_the_fleet_moves(fleet: Fleet) -> None:
+    ask(fleet, r.ReleasePin(key="k1", release=1, tag="kitchen"))
+    assert fleet.registry.devices.get("ada").pinned == 1
+    assert ask(fleet, r.ReleasePromote(key="k2", release=0))["touches"]["devices"] == ["bob", "cyd"]
+    told = ask(fleet, r.ReleasePin(key="k3", device="ada"))
+    assert told["touches"]["devices"] == ["ada"]
+    assert fleet.registry.devices.get("ada").pinned is None
+
+
+def test_a_pin_of_many_devices_with_one_key_is_done_once(fleet: Fleet) -> None:
+    for name in ("bob", "cyd"):
+        fleet.registry.devices.tag(name, add=["kitchen"], actor="anna")
+    head = fleet.registry.audit.head().seq
+    for _ in range(2):
+        ask(fleet, r.ReleasePin(key="k", release=1, tag="kitchen"))
+    assert fleet.registry.audit.head().seq == head + 3
+
+
+def test_an_exported_release_is_the_release(
+    fleet: Fleet, releases: list[Release], tmp_path: Path
+) -> None:
+    told = VERBS["ReleaseExport"].run(fleet, "anna", r.ReleaseExport(release=2))
+    file = tmp_path / "two.safetensors"
+    file.write_bytes(told.content)
+    assert load_release(file).digest == releases[2].digest == told.data["digest"]
+    assert told.data["bytes"] == len(told.content)
+
+
+def test_a_replay_is_the_release_and_without_a_device_it_is_not(fleet: Fleet) -> None:
+    assert ask(fleet, r.RoundReplay(round=2))["same"] is True
+    told = ask(fleet, r.RoundReplay(round=2, without=("ada",)))
+    assert (told["same"], told["devices"]) == (False, ["bob"])
+
+
+def test_a_round_tells_who_answered_what(fleet: Fleet) -> None:
+    found = ask(fleet, r.RoundShow(round=2))["round"]
+    assert [each["device"] for each in found["updates"]] == ["ada", "bob"]
+    assert [(each["device"], each["reason"]) for each in found["refusals"]] == [
+        ("cyd", "not-finite")
+    ]
+    assert (found["asked"], found["accepted"], found["refused"]) == (3, 2, 1)
+    assert (found["unanswered"], found["seconds"], found["traffic"]) == (
+        [],
+        5.0,
+        {"bytes_up": 1280},
+    )
+
+
+def test_a_list_of_rounds_counts_without_reading_the_updates(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reading(*_: object) -> None:
+        raise AssertionError("the updates were read")
+
+    monkeypatch.setattr("server.registry.rounds.updates_of", reading)
+    rounds = ask(fleet, r.RoundList())["rounds"]
+    assert [(row["accepted"], row["refused"]) for row in rounds] == [(3, 0), (2, 1)]
+
+
+def test_a_start_and_an_abort_are_orders_to_the_service(
+    fleet: Fleet, releases: list[Release], clock: Clock
+) -> None:
+    assert ask(fleet, r.RoundStart(key="k1"))["service_alive_at"] is None
+    fleet.registry.observations.beat(pid=1, version="0", started_at_s=clock.now_s, doing={})
+    with pytest.raises(FleetError) as refused:
+        ask(fleet, r.RoundAbort(key="k2"))
+    assert refused.value.code == "no-open-round"
+    opened(fleet.registry, releases[2], 3)
+    told = ask(fleet, r.RoundAbort(key="k3", why="stuck"))
+    assert told["touches"]["devices"] == ["ada", "bob", "cyd"]
+    assert told["service_alive_at"] is not None
+    waiting = fleet.registry.orders.waiting()
+    assert [(each.verb.value, dict(each.args)) for each in waiting] == [
+        ("start_round", {}),
+        ("abort_round", {"reason": "stuck"}),
+    ]
+
+
+def signed(registry: Registry, start: Release, number: int, key: bytes) -> None:
+    """Run a round whose release is signed."""
+    plan = opened(registry, start, number)
+    updates = [answer(plan, "ada")]
+    for admitted, payload in updates:
+        registry.rounds.accept(number, admitted, payload, actor="c")
+    made = aggregate(start, plan, [admitted for admitted, _ in updates], number)
+    registry.rounds.release(number, made, signature=bytes.fromhex(sign(made, key)), actor="c")
+
+
+def test_a_verification_tells_good_bad_and_absent_signatures(
+    fleet: Fleet, releases: list[Release]
+) -> None:
+    signed(fleet.registry, releases[2], 3, SIGNING)
+    signed(fleet.registry, fleet.registry.releases.load(3), 4, make_key())
+    told = ask(fleet, r.ReleaseVerify())
+    found = {each["number"]: each["signature"] for each in told["releases"]}
+    assert found == {0: "absent", 1: "absent", 2: "absent", 3: "good", 4: "bad"}
+    assert told["sound"] is False
+    without = dataclasses.replace(fleet, release_public=None)
+    told = ask(without, r.ReleaseVerify())
+    assert (told["sound"], told["signatures_checked"]) == (True, False)
+    assert told["releases"][4]["signature"] == "unchecked"
+
+
+def test_a_verification_finds_a_release_that_was_changed(fleet: Fleet) -> None:
+    bare = dataclasses.replace(fleet, release_public=None)
+    with fleet.registry.database.engine.begin() as connection:
+        kept = tables.releases
+        connection.execute(update(kept).where(kept.c.number == 2).values(method="other"))
+    told = ask(bare, r.ReleaseVerify())
+    assert told["sound"] is False
+    assert [bool(each["problems"]) for each in told["releases"]] == [False, False, True]
+
+
+def test_a_policy_changes_by_keys_and_tells_what_changed(fleet: Fleet) -> None:
+    with pytest.raises(FleetError) as refused:
+        ask(fleet, r.PolicyShow())
+    assert refused.value.code == "no-policy"
+    ask(fleet, r.PolicySet(key="k1", policy=f'{{"base": "{BASE.digest}"}}'))
+    told = ask(fleet, r.PolicySet(key="k2", policy='{"cohort": 2}'))
+    assert told["changed"] == {"cohort": {"from": 0, "to": 2}}
+    assert told["touches"]["devices"] == ["ada", "bob", "cyd"]
+    assert told["policy"]["version"] == 2
+    same = ask(fleet, r.PolicySet(key="k3", policy='{"cohort": 2}'))
+    assert (same["changed"], same["policy"]["version"]) == ({}, 2)
+
+
+@pytest.mark.parametrize("policy", ["[]", "{nonsense", '{"cohort": -1}', '{"nonsense": 1}'])
+def test_a_policy_that_is_none_is_refused(fleet: Fleet, policy: str) -> None:
+    ask(fleet, r.PolicySet(key="k1", policy=f'{{"base": "{BASE.digest}"}}'))
+    with pytest.raises(FleetError) as refused:
+        ask(fleet, r.PolicySet(key="k2", policy=policy))
+    assert refused.value.code == "bad-policy"
+
+
+def test_a_backup_lies_in_the_servers_folder_and_nowhere_else(fleet: Fleet) -> None:
+    told = ask(fleet, r.RegistryBackup(key="k", name="copy.sqlite"))
+    assert Path(told["file"]).parent == fleet.backups
+    assert told["seq"] == fleet.registry.audit.head().seq
+    with pytest.raises(FleetError) as there:
+        ask(fleet, r.RegistryBackup(key="k2", name="copy.sqlite"))
+    assert there.value.code == "backup-exists"
+    for name in ("../copy", "/tmp/copy", ".hidden", "a/b", ""):
+        with pytest.raises(FleetError) as refused:
+            r.RegistryBackup(key="k", name=name)
+        assert refused.value.code == "bad-request"
+
+
+def test_the_end_of_the_audit_is_checked_against_what_was_written_down(fleet: Fleet) -> None:
+    head = ask(fleet, r.AuditVerify())
+    fleet.registry.devices.tag("bob", add=["attic"], actor="anna")
+    assert ask(fleet, r.AuditVerify(seq=head["seq"], hash=head["hash"]))["sound"] is True
+    with pytest.raises(StorageError) as broken:
+        ask(fleet, r.AuditVerify(seq=head["seq"], hash="0" * 64))
+    assert broken.value.code == "audit-broken"
+
+
+def why(fleet: Fleet, device: str) -> tuple[str, str]:
+    told = ask(fleet, r.DeviceWhy(device=device))
+    assert told["took_part"] == (told["reason"] == "accepted")
+    return told["reason"], told["sentence"]
+
+
+def test_why_tells_of_a_device_that_took_part_and_serves_what_it_should(fleet: Fleet) -> None:
+    code, sentence = why(fleet, "ada")
+    weight = ask(fleet, r.RoundShow(round=2))["round"]["updates"][0]["weight"]
+    assert code == "accepted"
+    assert sentence == (
+        f"ada took part in round 2: its update of weight {weight} was accepted; "
+        "it serves release 2, as it should."
+    )
+
+
+def test_why_tells_of_a_device_that_serves_another_release(fleet: Fleet) -> None:
+    assert why(fleet, "bob")[1].endswith(
+        "it serves release 1 and should serve 2 (was seen 2023-11-14T22:15:25Z)."
+    )
+    fleet.registry.observations.told("bob", 2, "its disk is full")
+    assert why(fleet, "bob")[1].endswith(", told once: its disk is full).")
+
+
+def test_why_tells_of_a_device_whose_update_was_refused(fleet: Fleet) -> None:
+    assert why(fleet, "cyd") == (
+        "not-finite",
+        "cyd took no part in round 2: not-finite: 2 entries are none; "
+        "it should serve release 2, and has not said what it serves (was never seen).",
+    )
+
+
+def test_why_tells_of_a_device_that_is_awaited_or_never_answered(
+    fleet: Fleet, releases: list[Release]
+) -> None:
+    opened(fleet.registry, releases[2], 3)
+    code, sentence = why(fleet, "ada")
+    assert code == "awaited"
+    assert sentence.startswith("ada was asked in round 3 and has until 2023-11-14T22:")
+    fleet.registry.rounds.abandon(3, why="stuck", actor="c")
+    code, sentence = why(fleet, "ada")
+    assert code == "no-reply"
+    assert sentence.startswith("ada took no part in round 3: it was asked and did not answer; ")
+
+
+def test_why_does_not_blame_a_late_answer_to_the_round_before(
+    fleet: Fleet, releases: list[Release], clock: Clock
+) -> None:
+    opened(fleet.registry, releases[2], 3)
+    late = RefusalRow(
+        device="cyd", reason=Reason.late, detail="of round 2", at_s=clock.now_s, earlier=True
+    )
+    fleet.registry.rounds.refuse(3, late, actor="c")
+    assert why(fleet, "cyd")[0] == "awaited"
+    found = ask(fleet, r.RoundShow())["round"]
+    assert (found["refused"], found["unanswered"]) == (0, ["ada", "bob", "cyd"])
+    assert ask(fleet, r.RoundList(newest=1))["rounds"][0]["refused"] == 0
+
+
+def test_why_tells_of_devices_that_were_not_asked(
+    fleet: Fleet, releases: list[Release], clock: Clock
+) -> None:
+    from tests.server.registry.filled import RULE, plan_from
+
+    fleet.registry.devices.quarantine("bob", why="noise", actor="anna")
+    fleet.registry.rounds.open(plan_from(releases[2], 3), ["ada"], rule=RULE, actor="c")
+    clock.now_s += 1
+    fleet.registry.devices.enroll("dan", key_of("dan"), actor="anna")
+    assert why(fleet, "bob")[1].startswith(
+        "bob was not asked in round 3, because it is quarantined by anna since "
+        "2023-11-14T22:15:25Z (noise); "
+    )
+    assert why(fleet, "cyd")[1].startswith(
+        "cyd was not asked in round 3, because it was not selected; "
+    )
+    assert why(fleet, "dan")[0] == "enrolled-later"
+
+
+def test_why_tells_the_reason_that_was_recorded(fleet: Fleet, releases: list[Release]) -> None:
+    from server.registry.absences import Absence
+    from tests.server.registry.filled import RULE, plan_from
+
+    absent = {"bob": Absence(reason="stale", detail="not seen for 3 days")}
+    fleet.registry.rounds.open(
+        plan_from(releases[2], 3), ["ada"], rule=RULE, absent=absent, actor="c"
+    )
+    assert why(fleet, "bob") == (
+        "stale",
+        "bob was not asked in round 3: stale: not seen for 3 days; "
+        "it serves release 1 and should serve 2 (was seen 2023-11-14T22:15:25Z).",
+    )
+
+
+def test_why_tells_of_a_pinned_and_of_a_revoked_device(fleet: Fleet) -> None:
+    fleet.registry.devices.pin("bob", 1, actor="anna")
+    assert why(fleet, "bob")[1].endswith(
+        "it serves release 1, as it should, to which it is pinned."
+    )
+    fleet.registry.devices.revoke("bob", why="lost", actor="anna")
+    assert why(fleet, "bob")[1].endswith("it should serve no release.")
+
+
+def test_a_device_that_says_what_it_serves_is_compared_with_what_it_should(fleet: Fleet) -> None:
+    fleet.registry.devices.seen(status("cyd", 2))
+    steps = {each["name"]: each["in_step"] for each in ask(fleet, r.DeviceList())["devices"]}
+    assert steps == {"ada": True, "bob": False, "cyd": True}

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fleet.adapt.base import Base
+from fleet.har.population import Population
+from tests.server.registry.conftest import file, memory, template
+from tests.server.standing.standing import Fleet, fleet_in
+from tests.simulations.tiny_fleet import MakeConfig
+
+__all__ = ["file", "memory", "template"]
+
+
+@pytest.fixture
+def fleet(
+    file: Path, tiny_base: Base, tiny_people: Population, make_config: MakeConfig
+) -> Iterator[Fleet]:
+    """Three enrolled devices that train for real, the tiny base installed, and no policy yet."""
+    with fleet_in(file, tiny_base, tiny_people, make_config()) as made:
+        yield made
+
+
+@pytest.fixture
+def quick(fleet: Fleet) -> Fleet:
+    """The same with devices that make their updates up."""
+    fleet.devices.fast = True
+    return fleet
