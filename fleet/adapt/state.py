@@ -129,7 +129,8 @@ class CoreState:
     def flat(self) -> NDArray[Any]:
         """Pack all entries into one array ``(layout.size,)`` in layout order."""
         if "packed" in self.__dict__:
-            return self.packed.copy()
+            own: NDArray[Any] = self.packed.copy()
+            return own
         if not self.layout.entries:
             return np.zeros(0, np.float32)
         return np.concatenate([array.reshape(-1) for array in self.arrays.values()])

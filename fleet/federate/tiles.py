@@ -61,7 +61,8 @@ class TiledSum:
     def total(self) -> NDArray[np.int64]:
         """Return the sum of everything added so far, int64 ``(size,)``."""
         self._carry()
-        return self._total.copy()
+        total: NDArray[np.int64] = self._total.copy()
+        return total
 
     def _filled(self, updates: Sequence[NDArray[np.generic]], width: int) -> NDArray[np.float64]:
         flat = self._tile[: len(updates) * width]

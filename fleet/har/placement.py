@@ -95,7 +95,7 @@ def _low_pass(x: NDArray[np.float64], rate_hz: float) -> NDArray[np.float64]:
     frequency and little is damped.
     """
     share = -math.expm1(-2 * math.pi * CUTOFF_HZ / rate_hz)
-    smooth = x.copy()
+    smooth: NDArray[np.float64] = x.copy()
     for now in range(1, x.shape[2]):
         before = smooth[:, :, now - 1]
         smooth[:, :, now] = before + share * (x[:, :, now] - before)

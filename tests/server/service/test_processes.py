@@ -19,7 +19,14 @@ from fleet.supervise.child import Exit
 from fleet.supervise.ward import Spec, World
 from server.service import doctor
 from server.service.authority import SERVER_DAYS
-from server.service.config import Front, SuperLink, load_config, save_config
+from server.service.config import (
+    ControlApi,
+    Front,
+    Service,
+    SuperLink,
+    load_config,
+    save_config,
+)
 from server.service.doctor import CHECKS, examine
 from server.service.folder import ServerFolder
 from server.service.front.listen import tls_of
@@ -91,6 +98,20 @@ def test_the_front_starts_last_and_so_ends_first(folder: ServerFolder) -> None:
     assert list(found) == ["superlink", "superexec", "front"]
     assert [spec.gate is None for spec in found.values()] == [True, False, False]
     assert [spec.recycled_on_hangup for spec in found.values()] == [False, False, True]
+
+
+def test_keeper_and_control_api_are_there_where_they_are_wanted(folder: ServerFolder) -> None:
+    config = load_config(folder)
+    parts = {"service": Service(standing=True), "control": ControlApi(listen="127.0.0.1:9443")}
+    save_config(config.model_copy(update=parts), folder)
+    found = specs(folder)
+    assert list(found)[2:] == ["front", "keeper", "control"]
+    assert found["control"].command[-2:] == ["--listen", "127.0.0.1:9443"]
+    envelope = json.dumps({"error_code": "bad-address", "message": "no", "hint": ""})
+    told = found["control"].final(Exit(4), [envelope])
+    assert told is not None
+    assert (told.code, told.message) == ("bad-address", "no")
+    assert found["keeper"].final(Exit(1), [envelope]) is None
 
 
 def test_processes_of_flower_are_quiet_and_find_each_other(folder: ServerFolder) -> None:

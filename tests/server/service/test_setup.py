@@ -51,6 +51,19 @@ def test_a_second_init_changes_nothing_that_devices_know(folder: ServerFolder) -
     assert before == {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
 
 
+def test_what_up_runs_beside_the_front_is_asked_for_and_stays(folder: ServerFolder) -> None:
+    config = made(folder, Wanted(), NOW)
+    assert (config.service.standing, config.control.listen) == (False, "")
+    made(folder, Wanted(standing=True, control="127.0.0.1:9443"), NOW)
+    config = made(folder, Wanted(), NOW)
+    assert (config.service.standing, config.control.listen) == (True, "127.0.0.1:9443")
+    assert not made(folder, Wanted(standing=False), NOW).service.standing
+    with pytest.raises(InputError) as caught:
+        made(folder, Wanted(control="nowhere"), NOW)
+    assert caught.value.code == "control-address"
+    assert load_config(folder).control.listen == "127.0.0.1:9443"
+
+
 def test_a_new_name_gets_a_new_certificate_of_the_same_authority(folder: ServerFolder) -> None:
     made(folder, Wanted(), NOW)
     authority = folder.authority.read_bytes()

@@ -23,8 +23,8 @@ def ask(capsys: pytest.CaptureFixture[str]) -> Json:
     return ask
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The state directory that commands take when none is named; not made yet."""
+    """The state directory that commands take when none is named: no test sees the user's own."""
     monkeypatch.setenv("COREFLEET_STATE", str(tmp_path / "state"))
     return tmp_path / "state"
