@@ -45,7 +45,7 @@ test-services: $(STAMP) ## The tests against real services (an MQTT broker, Post
 	@sh tests/services/fetch.sh mosquitto mosquitto
 	@PATH="$$PATH:$$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | tail -n 1)" \
 	  sh tests/services/fetch.sh postgresql postgres
-	@$(BIN)/python -m pytest -q -m services tests/services tests/server/registry
+	@$(BIN)/python -m pytest -q -m services tests/services tests/server/registry tests/server/metrics
 
 test-install: $(STAMP) ## Bundle the real wheels and install both halves of a device from them.
 	@$(BIN)/python -m pytest -q -m install tests/docker

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
+from clients.agent.cli.root import root as device_root
 from fleet.config import RunConfig
 from server.control.cli.root import root
 
@@ -31,15 +32,42 @@ COMMANDS = [
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_fleet_command_in_the_docs_exists_with_its_flags(line: str) -> None:
-    words = shlex.split(line)[1:]
-    command: click.Command = root
-    context = click.Context(command, info_name="fleet")
-    while isinstance(command, click.Group):
+    parse(line, root)
+
+
+def parse(line: str, command: click.Command) -> list[str]:
+    """Parse a command line as its program does; return the program's verb."""
+    program, *words = shlex.split(line)
+    verb: list[str] = []
+    context = click.Context(command, info_name=program)
+    while isinstance(command, click.Group) and not words[0].startswith("-"):
         found = command.get_command(context, words[0])
-        assert found is not None, f"there is no `fleet {words[0]}`"
-        command, words = found, words[1:]
+        assert found is not None, f"there is no `{program} {words[0]}`"
+        command, words, verb = found, words[1:], [*verb, words[0]]
         context = click.Context(command, parent=context, info_name=command.name)
     command.make_parser(context).parse_args(args=list(words))
+    return verb
+
+
+def test_every_command_of_the_runbook_exists_and_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "runbook.md").read_text()
+    spans = [" ".join(span.split()) for span in re.findall(r"`(fleet(?:-device)? [^`]+)`", text)]
+    assert len(spans) > 40
+    for program, command in (("fleet", root), ("fleet-device", device_root)):
+        lines = {span for span in spans if span.split()[0] == program}
+        verbs = {tuple(parse(line, command)) for line in lines}
+        assert verbs
+        for verb in sorted(verbs):
+            shown = command.main([*verb, "--help"], prog_name=program, standalone_mode=False)
+            assert not shown, verb
+            assert "Usage" in capsys.readouterr().out, verb
+
+
+def test_every_metric_that_the_runbook_names_is_in_the_operators_page() -> None:
+    page = (ROOT / "docs" / "operate.md").read_text()
+    named = set(re.findall(r"`(corefleet_\w+)", (ROOT / "docs" / "runbook.md").read_text()))
+    assert named
+    assert {name for name in named if f"| `{name}` |" not in page} == set()
 
 
 def test_every_make_target_in_the_docs_exists() -> None:

@@ -38,6 +38,9 @@ from server.service.runs import start_run
 __all__ = ["Keeper", "Run", "Sight", "main", "read_standing", "run_config_of"]
 
 LOOK_S = 2.0
+# A service that lives need not be asked for at the SuperLink, which writes down every question.
+FRESH_S = 15.0
+ASK_S = 60.0
 # One that lived for minutes has recovered.
 BACKOFF = Backoff(least_s=0.5, first_s=4.0, longest_s=60.0, steady_s=120.0)
 
@@ -94,6 +97,7 @@ class Keeper:
         self._run = read_standing(folder)
         self._course = Course(since_s=sight.now(), due_s=sight.now())
         self._over_since: float | None = None
+        self._asked_at: float | None = None
         self._said = ""
 
     def look(self) -> None:
@@ -122,21 +126,30 @@ class Keeper:
     def _seen(self) -> Seen:
         if self._run is None:
             return Seen()
-        sight, state = self._sight, ""
+        sight = self._sight
+        now, clock, beat = sight.now(), sight.clock(), sight.heartbeat()
+        age_s, silent_s, alive = clock - self._run.started_at_s, None, False
+        if beat is not None and beat[1] >= self._run.started_at_s:
+            silent_s, alive = max(0.0, clock - beat[0]), ticks_of(beat[2]) is not None
+        fresh = alive and silent_s is not None and silent_s <= FRESH_S
+        if fresh and self._asked_at is not None and now - self._asked_at < ASK_S:
+            return Seen("running", age_s, silent_s, alive)
+        state = self._state(self._run.run)
+        over = not state or state.startswith("finished")
+        # What has finished is asked for at every look until its process has gone.
+        self._asked_at = None if over else now
+        if over and self._over_since is None:
+            self._over_since = now
+        over_s = now - self._over_since if self._over_since is not None else 0.0
+        return Seen(state, age_s, silent_s, alive, over_s)
+
+    def _state(self, run: str) -> str:
         try:
-            state = sight.state(self._run.run)
+            return self._sight.state(run)
         except UnreachableError as error:
             if error.code != "superlink-refused":
                 raise
-        now = sight.now()
-        if not state or state.startswith("finished"):
-            self._over_since = now if self._over_since is None else self._over_since
-        clock, beat = sight.clock(), sight.heartbeat()
-        if beat is None or beat[1] < self._run.started_at_s:
-            return Seen(state, clock - self._run.started_at_s)
-        over_s = now - self._over_since if self._over_since is not None else 0.0
-        alive = ticks_of(beat[2]) is not None
-        return Seen(state, clock - self._run.started_at_s, max(0.0, clock - beat[0]), alive, over_s)
+            return ""
 
     def _stop(self, why: str) -> None:
         self._say("standing.stopped", f"run {self._id} is ended because {why}", run=self._id)
@@ -170,7 +183,7 @@ class Keeper:
             self._say("standing.refused", error.message, error_code=error.code)
             return
         write_text(self._folder.standing, run.model_dump_json() + "\n")
-        self._run, self._over_since = run, None
+        self._run, self._over_since, self._asked_at = run, None, None
         self._say("standing.started", f"started as run {run.run}", run=run.run)
 
     def _failed(self, why: str) -> None:

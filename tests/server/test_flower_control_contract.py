@@ -8,8 +8,19 @@ from pathlib import Path
 
 import httpx
 import pytest
-from flwr.proto.control_pb2 import ListNodesResponse, RegisterNodeRequest, RegisterNodeResponse
+from flwr.common.constant import Status, SubStatus
+from flwr.proto.control_pb2 import (
+    ListNodesResponse,
+    ListRunsRequest,
+    ListRunsResponse,
+    RegisterNodeRequest,
+    RegisterNodeResponse,
+    StopRunRequest,
+    StopRunResponse,
+)
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.proto.run_pb2 import Run, RunStatus
+from flwr.proto.transport_pb2 import Scalar
 from flwr.supercore.constant import NodeStatus
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.protobuf.client import ProtobufClient
@@ -70,6 +81,40 @@ def test_a_device_is_enrolled_by_name_and_key() -> None:
     sent = RegisterNodeRequest.FromString(seen[0].content)
     assert (sent.public_key, sent.name) == (b"pem", "kitchen-1")
     assert seen[0].url.path == "/v1/control/register-node"
+
+
+def a_run(number: int, status: str, how: str = "", registry: str = "r.sqlite") -> Run:
+    config = {"registry": Scalar(string=registry), "rounds": Scalar(sint64=3)}
+    told = RunStatus(status=status, sub_status=how)
+    return Run(run_id=number, status=told, override_config=config)
+
+
+def test_a_run_stands_as_flower_says() -> None:
+    over = a_run(7, Status.FINISHED, SubStatus.FAILED)
+    found, seen = control(ok(ListRunsResponse(run_dict={7: over, 8: a_run(8, Status.RUNNING)})))
+    assert found.run_state(7) == "finished:failed"
+    assert found.run_state(8) == "running"
+    assert ListRunsRequest.FromString(seen[0].content).run_id == 7
+    assert seen[0].url.path == "/v1/control/list-runs"
+    with pytest.raises(UnreachableError) as caught:
+        found.run_state(9)
+    assert caught.value.code == "superlink-refused"
+
+
+def test_runs_of_a_registry_that_have_not_finished_are_found_and_stopped() -> None:
+    runs = [
+        a_run(1, Status.FINISHED, SubStatus.STOPPED),
+        a_run(2, Status.PENDING),
+        a_run(3, Status.RUNNING, registry="other.sqlite"),
+        a_run(4, Status.RUNNING),
+        Run(run_id=5, status=RunStatus(status=Status.RUNNING)),
+    ]
+    found, _ = control(ok(ListRunsResponse(run_dict={run.run_id: run for run in runs})))
+    assert found.runs_with("registry", "r.sqlite") == [2, 4]
+    found, seen = control(ok(StopRunResponse(success=True)))
+    found.stop_run(4)
+    assert StopRunRequest.FromString(seen[0].content).run_id == 4
+    assert seen[0].url.path == "/v1/control/stop-run"
 
 
 def test_what_a_superlink_refuses_is_told_in_its_words() -> None:

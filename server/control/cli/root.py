@@ -40,6 +40,7 @@ SUMMARIES = {
     "server": "Make a server, run it, look after it.",
     "simulate": "Let a fleet of people learn from their own sensor data (the main job).",
     "sweep": "Run every combination of some values, in parallel, resumable.",
+    "up": "Run a fleet in a box: the real server and real devices on this machine.",
 }
 
 

@@ -153,6 +153,7 @@ def status(folder: FolderOption = DEFAULT_FOLDER, form: FormatOption = Format.ta
     run = standing(place.path)
     running = run is not None and bool(run["running"])
     health = f"https://{config.superlink_address}/health"
+    lives = standing_of(place) if config.service.standing else None
     expiry = expiry_of(read_bytes(config.certificate_path(place)))
     data = {
         "folder": str(place.path),
@@ -160,7 +161,7 @@ def status(folder: FolderOption = DEFAULT_FOLDER, form: FormatOption = Format.ta
         "running": running,
         "healthy": running and is_healthy(health, place.authority),
         "certificate_expires": expiry.isoformat(),
-        "standing": standing_of(place) if config.service.standing else None,
+        "standing": lives,
         "control": config.control.listen,
         "run": run,
     }
@@ -170,7 +171,7 @@ def status(folder: FolderOption = DEFAULT_FOLDER, form: FormatOption = Format.ta
         lines["processes"] = standing_line(run, PROGRAM)
         lines["healthy"] = "yes" if data["healthy"] else "no"
         lines["certificate"] = f"until {expiry:%Y-%m-%d}"
-        lines["service"] = standing_line_of(data["standing"])
+        lines["service"] = standing_line_of(lives)
         lines["control"] = config.control.listen or "none"
         for name, value in lines.items():
             console.print(f"{name:<12} {value}", highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from server.registry import open_registry
+from server.service.keeper import Run, run_config_of
+from server.service.keeping import SILENT_S
+from server.service.lives import standing_line_of, standing_of
+from tests.server.service.fronting import made_folder
+
+
+def test_the_standing_service_is_told_by_its_run_and_its_heartbeat(tmp_path: Path) -> None:
+    folder = made_folder(tmp_path / "server")
+    assert "fleet server init --standing" in standing_line_of(None)
+    assert standing_line_of(standing_of(folder)) == "has not begun yet"
+    place = folder.path / "registry.sqlite"
+    assert run_config_of(folder).registry == str(place)
+    now = [time.time()]
+    with open_registry(place, clock=lambda: now[0]) as registry:
+        doing = {"phase": "idle", "round": 3}
+        folder.standing.write_text(Run(run="17", started_at_s=now[0] - 60).model_dump_json())
+        registry.observations.beat(pid=5, version="", started_at_s=now[0] - 50, doing=doing)
+        found = standing_of(folder)
+        assert (found["run"], found["lives"], found["pid"]) == ("17", True, 5)
+        assert "phase idle, round 3" in standing_line_of(found)
+        # The heartbeat of a service before is no sign of this one.
+        registry.observations.beat(pid=5, version="", started_at_s=now[0] - 70, doing=doing)
+        assert not standing_of(folder)["lives"]
+        now[0] -= SILENT_S + 10
+        registry.observations.beat(pid=5, version="", started_at_s=now[0] + 200, doing=doing)
+        assert "run 17 is silent" in standing_line_of(standing_of(folder))
+
+
+def test_a_registry_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    folder = made_folder(tmp_path / "server")
+    (folder.path / "registry.sqlite").write_bytes(b"no database at all" * 100)
+    assert standing_line_of(standing_of(folder)).startswith("unknown: ")
