@@ -39,7 +39,6 @@ __all__ = [
 PROFILE = Path("~/.config/corefleet/control.toml")
 PROFILE_VARIABLE = "COREFLEET_CONTROL"
 REGISTRY = "registry.sqlite"
-RELEASE_KEY = "release-key"
 BACKUPS = "backups"
 
 
@@ -109,7 +108,7 @@ def opened_fleet(folder: ServerFolder) -> Fleet:
     from server.registry import open_registry
     from server.service.config import load_config
 
-    config, signing = load_config(folder), folder.path / RELEASE_KEY
+    config, signing = load_config(folder), folder.release_key
     public = public_of(read_bytes(signing)) if signing.is_file() else None
     return Fleet(
         registry=open_registry(registry_place(folder), clock=time.time),

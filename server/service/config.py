@@ -17,6 +17,7 @@ __all__ = [
     "ControlApi",
     "Front",
     "Limits",
+    "MetricsPage",
     "ServerConfig",
     "Service",
     "SuperLink",
@@ -82,6 +83,17 @@ class ControlApi(Table):
     )
 
 
+class MetricsPage(Table):
+    """What Prometheus reads, with health and readiness (docs/operate.md)."""
+
+    listen: str = Field(
+        default="",
+        pattern=r"^(|.+:[0-9]{1,5})$",
+        description='HOST:PORT of the metrics, e.g. 127.0.0.1:9464; "": none. Nobody is asked who'
+        " they are there.",
+    )
+
+
 class Limits(Table):
     """What one device, or whoever calls, may ask of the front."""
 
@@ -143,6 +155,7 @@ class ServerConfig(Table):
     superlink: SuperLink = Field(default_factory=SuperLink)
     service: Service = Field(default_factory=Service)
     control: ControlApi = Field(default_factory=ControlApi)
+    metrics: MetricsPage = Field(default_factory=MetricsPage)
     limits: Limits = Field(default_factory=Limits)
 
     @model_validator(mode="after")

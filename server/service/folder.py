@@ -90,9 +90,14 @@ class ServerFolder:
         return self.path / "standing.json"
 
     @property
+    def release_key(self) -> Path:
+        """Private key that signs this fleet's releases."""
+        return self.path / "release-key"
+
+    @property
     def secrets(self) -> tuple[Path, ...]:
         """What only the owner may read."""
-        return (self.authority_key, self.key, self.superexec_secret)
+        return (self.authority_key, self.key, self.superexec_secret, self.release_key)
 
     def make(self) -> None:
         """Make the folder, for its owner alone.

@@ -27,7 +27,7 @@ from fleet.files import write_text
 from fleet.supervise.child import ticks_of
 from fleet.supervise.restarts import Backoff, Course, Ended, Started, step
 from fleet.supervise.told import Tell, Told
-from server.control.reach import RELEASE_KEY, registry_place
+from server.control.reach import registry_place
 from server.flower_control import UnreachableError, control_of
 from server.registry import Registry, open_registry
 from server.service.config import ServerConfig, load_config
@@ -205,7 +205,7 @@ def read_standing(folder: ServerFolder) -> Run | None:
 
 def run_config_of(folder: ServerFolder) -> RunConfig:
     """Return the configuration of the run that is the standing service."""
-    key = folder.path / RELEASE_KEY
+    key = folder.release_key
     values = {"registry": str(registry_place(folder)), "out": str(folder.runs / "fleet")}
     return RunConfig.parse({**values, "release_key": str(key) if key.is_file() else ""})
 

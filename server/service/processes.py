@@ -28,6 +28,7 @@ __all__ = [
     "CONTROL",
     "FRONT",
     "KEEPER",
+    "METRICS",
     "PROGRAM",
     "SUPEREXEC",
     "SUPERLINK",
@@ -38,12 +39,12 @@ __all__ = [
 ]
 
 SUPERLINK, SUPEREXEC, FRONT = "superlink", "superexec", "front"
-KEEPER, CONTROL = "keeper", "control"
-OURS = (FRONT, KEEPER, CONTROL)
+KEEPER, CONTROL, METRICS = "keeper", "control", "metrics"
+OURS = (FRONT, KEEPER, CONTROL, METRICS)
 PROGRAM = Program("fleet server up", "fleet server status", "--folder")
 # A device is patient, an operator is not: the longest delay is short.
 BACKOFF = Backoff(least_s=0.5, first_s=2.0, longest_s=30.0, steady_s=60.0)
-STOP_S = {SUPERLINK: 20.0, SUPEREXEC: 15.0, FRONT: 5.0, KEEPER: 5.0, CONTROL: 10.0}
+STOP_S = {SUPERLINK: 20.0, SUPEREXEC: 15.0, FRONT: 5.0, KEEPER: 5.0, CONTROL: 10.0, METRICS: 5.0}
 # A SuperLink needs seconds to start, on a busy machine many; then it never will.
 START_LIMIT_S = 120.0
 LOOK_EVERY_S = 0.25
@@ -123,7 +124,8 @@ def specs_of(
 ) -> list[Spec]:
     """Return the processes in the order of their start: SuperLink, SuperExec, front.
 
-    After them the keeper of the standing service and the control API, where they are wanted.
+    After them the keeper of the standing service, the control API and the metrics, where they are
+    wanted.
 
     Args:
         folder: Of the server, absolute.
@@ -153,7 +155,8 @@ def specs_of(
             backoff=BACKOFF,
             stop_s=STOP_S[name],
             wear=wears.get(name),
-            gate=None if name == SUPERLINK else gate,
+            # Metrics are there to tell of a SuperLink that is not.
+            gate=None if name in (SUPERLINK, METRICS) else gate,
             final=partial(_final, name),
             recycled_on_hangup=name == FRONT,
         )
@@ -191,6 +194,9 @@ def _commands(folder: ServerFolder, config: ServerConfig) -> dict[str, list[str]
     if config.control.listen:
         listen = ["--listen", config.control.listen]
         own[CONTROL] = [sys.executable, "-m", "server.control", *place, *listen]
+    if config.metrics.listen:
+        listen = ["--listen", config.metrics.listen]
+        own[METRICS] = [sys.executable, "-m", "server.metrics", *place, *listen]
     return {
         SUPERLINK: [
             _program("flower-superlink"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fleet.errors import InputError
+from fleet.federate.signing import make_key
 from fleet.files import write_bytes, write_text
 from fleet.tables import Table
 from server.service.authority import Pair, is_due, make_authority, sign_server
@@ -77,6 +78,8 @@ def made(folder: ServerFolder, wanted: Wanted, now: datetime) -> ServerConfig:
     renewed(folder, config, now, anyway=wanted.renew)
     if not folder.superexec_secret.exists():
         write_private(folder.superexec_secret, secrets.token_hex(SECRET_BYTES).encode())
+    if not folder.release_key.exists():
+        write_private(folder.release_key, make_key())
     write_text(folder.connection, _connection(folder, config))
     if config != before:  # last: a folder with a configuration is whole
         save_config(config, folder)

@@ -22,6 +22,7 @@ from server.service.authority import SERVER_DAYS
 from server.service.config import (
     ControlApi,
     Front,
+    MetricsPage,
     Service,
     SuperLink,
     load_config,
@@ -112,6 +113,16 @@ def test_keeper_and_control_api_are_there_where_they_are_wanted(folder: ServerFo
     assert told is not None
     assert (told.code, told.message) == ("bad-address", "no")
     assert found["keeper"].final(Exit(1), [envelope]) is None
+
+
+def test_metrics_are_there_where_they_are_wanted_and_wait_for_nobody(folder: ServerFolder) -> None:
+    config = load_config(folder)
+    assert "metrics" not in specs(folder)
+    wanted = {"metrics": MetricsPage(listen="127.0.0.1:9464")}
+    save_config(config.model_copy(update=wanted), folder)
+    found = specs(folder)["metrics"]
+    assert found.command[-2:] == ["--listen", "127.0.0.1:9464"]
+    assert found.gate is None  # they tell of a SuperLink that is away
 
 
 def test_processes_of_flower_are_quiet_and_find_each_other(folder: ServerFolder) -> None:

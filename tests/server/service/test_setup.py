@@ -33,7 +33,7 @@ def mode(path: Path) -> int:
 def test_a_server_is_made_for_its_owner_alone(folder: ServerFolder) -> None:
     config = made(folder, Wanted(), NOW)
     assert mode(folder.path) == 0o700
-    assert [mode(path) for path in folder.secrets] == [0o600] * 3
+    assert [mode(path) for path in folder.secrets] == [0o600] * 4
     assert (config.front.host, config.address) == ("127.0.0.1", "127.0.0.1:8443")
     assert load_config(folder) == config
     found = tomllib.loads(folder.connection.read_text())["superlink"]
