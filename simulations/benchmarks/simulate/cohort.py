@@ -10,8 +10,8 @@ from simulations.benchmarks.simulate.work import Work
 
 __all__ = ["words"]
 
-# What the command line says by other flags, or not at all.
-SAID_OTHERWISE = {"out", "method", "learning_rate"}
+# What the command line says by other flags, or not at all; the last two are of a standing service.
+SAID_OTHERWISE = {"out", "method", "learning_rate", "registry", "release_key"}
 NO_FLAG = {"fleet_fraction", "train_fraction", "quorum", "weight_cap"}
 
 
