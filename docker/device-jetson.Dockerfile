@@ -19,10 +19,10 @@ ARG BRIDGE_PYTHON=3.12.16
 # An empty index is pip's own: community images name one that no longer answers.
 ARG PIP_INDEX_URL=""
 ENV PIP_INDEX_URL=${PIP_INDEX_URL} PIP_CONSTRAINT=""
-RUN python3 -m pip install --no-cache-dir --target /tmp/uv "uv==${UV_VERSION}" \
-    && UV_PYTHON_INSTALL_DIR=/opt/python /tmp/uv/bin/uv python install "${BRIDGE_PYTHON}" \
+RUN python3 -m pip install --no-cache-dir --target /opt/uv "uv==${UV_VERSION}" \
+    && UV_PYTHON_INSTALL_DIR=/opt/python /opt/uv/bin/uv python install "${BRIDGE_PYTHON}" \
     && mv /opt/python/cpython-"${BRIDGE_PYTHON}"-* /opt/bridge-python \
-    && rm -rf /tmp/uv
+    && rm -rf /opt/uv
 
 FROM ${BASE_IMAGE}
 # dist/device-aarch64 installs without a network, see scripts/bundle-wheels.sh.

@@ -21,6 +21,8 @@ __all__ = ["Gate", "Sight", "Spec", "Ward", "Wear", "World"]
 
 # How often it is asked whether a child that runs is worn.
 WEAR_EVERY_S = 60.0
+# What a broken driver holds cannot be killed; nobody waits longer for it than this.
+REAP_LIMIT_S = 10.0
 # After a child has ended its pipe holds at most its capacity, unless somebody still writes to it.
 LAST_READS = 32
 FLOWER_CODE = re.compile(r"Exit Code: ([0-9]{1,4})\b")
@@ -178,11 +180,13 @@ class Ward:
             self.child.kill()
 
     def reap(self) -> None:
-        """Wait for the end of one that was killed."""
+        """Wait for the end of one that was killed, :data:`REAP_LIMIT_S` at most."""
         if self.child is not None:
-            while self.child.ended() is None:
+            until = time.monotonic() + REAP_LIMIT_S
+            while self.child.ended() is None and time.monotonic() < until:
                 time.sleep(0.01)
-            self._notice_the_end()
+            if self.child.ended() is not None:
+                self._notice_the_end()
         self._log.close()
 
     def next_s(self, now_s: float) -> float:

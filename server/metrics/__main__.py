@@ -5,21 +5,17 @@ It says ``metrics.ready`` in one line of JSON, and ends by SIGTERM or SIGINT.
 
 from __future__ import annotations
 
-import argparse
-import json
-import signal
 import sys
 import threading
 import time
-from pathlib import Path
 
-from fleet.commands import error_envelope
-from fleet.errors import FleetError, InputError
+from fleet.errors import InputError
 from server.control.reach import registry_place
 from server.metrics.exporter import Exporter
 from server.metrics.http import Door
 from server.registry import open_registry
 from server.service.folder import ServerFolder
+from server.service.listening import say_ready, serve_until_told
 
 __all__ = ["DEFAULT_LISTEN", "main"]
 
@@ -29,19 +25,7 @@ READY = "metrics.ready"
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until told to end; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m server.metrics")
-    parser.add_argument("--folder", type=Path, required=True, help="The server's.")
-    parser.add_argument("--listen", default=DEFAULT_LISTEN, help="HOST:PORT.")
-    chosen = parser.parse_args(arguments)
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
-    try:
-        _serve(ServerFolder(chosen.folder.expanduser().absolute()), chosen.listen, ended)
-    except FleetError as error:
-        print(json.dumps(json.loads(error_envelope(error))), file=sys.stderr, flush=True)
-        return error.exit_code
-    return 0
+    return serve_until_told("server.metrics", DEFAULT_LISTEN, _serve, arguments)
 
 
 def _serve(folder: ServerFolder, listen: str, ended: threading.Event) -> None:
@@ -51,7 +35,7 @@ def _serve(folder: ServerFolder, listen: str, ended: threading.Event) -> None:
         open_registry(place, clock=time.time) as registry,
         Door(host.strip("[]"), port, Exporter(registry, time.time)) as door,
     ):
-        print(json.dumps({"event": READY, "address": f"{host}:{door.port}"}), flush=True)
+        say_ready(READY, host, door.port)
         ended.wait()
 
 

@@ -31,9 +31,9 @@ fleet up --devices 5 --data hapt
 
 fleet up --devices 2 --data synthetic --rounds 2 --format json
 
-fleet up --folder /tmp/box
+fleet up --folder box
 
-Next: fleet device list --folder /tmp/box/server
+Next: fleet device list --folder box/server
 """
 SHOWN_ROUNDS = 8
 

@@ -8,17 +8,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from fleet.federate.admission import Reason
 from fleet.federate.records import DeviceStatus
 from fleet.federate.releases import Release
 from fleet.federate.signing import make_key, public_of
+from server.control import requests as r
 from server.control.certificates import issue
 from server.control.local import LocalVerbs
 from server.control.remote import RemoteVerbs, Trust
 from server.control.roles import Role
 from server.control.seam import Answer
 from server.control.service import serve
+from server.control.table import verb_of
 from server.control.verbs.fleet import Fleet
 from server.registry import Registry
 from server.registry.records import RefusalRow
@@ -142,3 +145,12 @@ class Held:
         self.began.set()
         assert self.go_on.wait(30)
         return Answer({})
+
+
+def ask(fleet: Fleet, request: r.Request) -> dict[str, Any]:
+    return dict(verb_of(request).run(fleet, "anna", request).data)
+
+
+def doors(fleet: Fleet) -> Doors:
+    assert isinstance(fleet.nodes, Doors)
+    return fleet.nodes

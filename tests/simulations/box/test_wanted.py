@@ -49,14 +49,14 @@ def test_a_box_has_the_devices_of_a_simulation_with_the_same_values() -> None:
 
 
 def test_a_folder_in_which_no_socket_can_be_is_refused(tmp_path: Path) -> None:
-    assert Box(Path("/tmp/box")).device("device-00001") == Path("/tmp/box/device-00001")
+    assert Box(Path("/box")).device("device-00001") == Path("/box/device-00001")
     with pytest.raises(InputError) as caught:
-        Box(Path("/tmp") / ("x" * 100))
+        Box(Path("/") / ("x" * 100))
     assert caught.value.code == "folder-deep"
 
 
 def test_a_folder_with_another_fleet_is_left_alone(tmp_path: Path) -> None:
-    box = Box(Path("/tmp/b"))
+    box = Box(Path("/b"))
     object.__setattr__(box, "path", tmp_path)  # pytest's folders are deep
     box.made.write_text(json.dumps(Wanted(devices=2, data="synthetic").made_of))
     with pytest.raises(InputError) as caught:
@@ -87,7 +87,7 @@ def test_what_a_devices_command_refuses_is_told_with_its_own_code() -> None:
 
 def test_devices_start_after_they_are_enrolled_and_end_before_the_server() -> None:
     enrolled = threading.Event()
-    specs = running.specs_of(Box(Path("/tmp/box")), ["a", "b"], {"OMP_NUM_THREADS": "2"}, enrolled)
+    specs = running.specs_of(Box(Path("/box")), ["a", "b"], {"OMP_NUM_THREADS": "2"}, enrolled)
     assert [spec.name for spec in specs] == ["server", "a", "b"]
     assert specs[0].gate is None
     assert {spec.environment["OMP_NUM_THREADS"] for spec in specs} == {"2"}
@@ -112,7 +112,7 @@ def test_only_what_stays_wrong_ends_a_box_for_good() -> None:
 def test_a_box_whose_supervisor_ends_first_is_not_ended_again() -> None:
     ended: list[str] = []
     steering = Steering(
-        Wanted(), Box(Path("/tmp/box")), [], lambda seen: None, lambda: ended.append("")
+        Wanted(), Box(Path("/box")), [], lambda seen: None, lambda: ended.append("")
     )
     steering.hear("device-00000", '"event": "server.ready"')
     assert not steering.ready.is_set()
@@ -122,7 +122,7 @@ def test_a_box_whose_supervisor_ends_first_is_not_ended_again() -> None:
 
 
 def test_a_server_that_is_there_keeps_its_ports(tmp_path: Path) -> None:
-    box = Box(Path("/tmp/b"))
+    box = Box(Path("/b"))
     object.__setattr__(box, "path", tmp_path)
     config = making._server(box, NOW)
     assert config.service == Service(standing=True)

@@ -341,6 +341,7 @@ def test_a_process_serves_the_folder_and_ends_when_told(
     folder: ServerFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from server.control import __main__ as process
+    from server.service import listening
 
     ended: list[Any] = []
 
@@ -348,7 +349,7 @@ def test_a_process_serves_the_folder_and_ends_when_told(
         ended.append(number)
         act()
 
-    monkeypatch.setattr(process.signal, "signal", at_once)
+    monkeypatch.setattr(listening.signal, "signal", at_once)
     assert process.main(["--folder", str(folder.path), "--listen", "127.0.0.1:0"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["event"] == "control.ready"
