@@ -78,7 +78,7 @@ class RunConfig(BaseModel):
         out: Folder of the results.
         registry: Path or URL of a registry: the run is the fleet's standing service and goes by the
             policy there, not by these values; ``""`` for one run that ends.
-        release_key: Path of the key by which a standing service signs releases; ``""`` for none.
+        release_key: Path of the key that signs releases for the devices; ``""`` for none.
     """
 
     model_config = ConfigDict(

@@ -21,6 +21,7 @@ from fleet.errors import InputError, MismatchError
 from fleet.federate.releases import Release, first_release
 from fleet.federate.rule import read_rule
 from fleet.federate.served import save_merged
+from fleet.federate.signing import read_key, sign
 from fleet.har.population import Population, population_of
 from fleet.har.virtual import virtual_fleet
 from fleet.peft.method import Method
@@ -56,6 +57,7 @@ class Surroundings:
             step at the moment at which the unbroken one does.
         served: Devices may serve what they are told, so a run that has nothing left to do still
             looks for them.
+        sign: Signs what is sent of releases, hexadecimal; None leaves them unsigned.
     """
 
     now: Callable[[], float]
@@ -64,6 +66,7 @@ class Surroundings:
     look_s: float = POLL_S
     traced: bool = False
     served: bool = False
+    sign: Callable[[Release], str] | None = None
 
 
 REAL = Surroundings(time.monotonic, time.sleep, served=True)
@@ -98,12 +101,18 @@ def main(grid: Grid, context: Context) -> None:
     print(f"base {base.digest[:12]}; {expected} devices expected", flush=True)
     rate = config.learning_rate or rehearse(config, population, method)
     folder = RunFolder(out / method.name, on_evaluation=_log_score)
-    release = run_rounds(grid, config, base, population, method, rate, folder, REAL)
+    real = replace(REAL, sign=_signer(config.release_key)) if config.release_key else REAL
+    release = run_rounds(grid, config, base, population, method, rate, folder, real)
     kernels = save_merged(base, release, folder.folder / "merged.safetensors")
     write_results(folder, config, base, release, rate)
     if served := folder.serving(release.number):
         print(serving_line(served, kernels), flush=True)
     print(f"release {release.number}: {release.digest}; results in {out.resolve()}", flush=True)
+
+
+def _signer(path: str) -> Callable[[Release], str]:
+    key = read_key(Path(path))
+    return lambda release: sign(release, key)
 
 
 def _keep_base(base: Base, path: Path) -> None:
@@ -171,6 +180,7 @@ def run_rounds(
         evaluate_devices=config.evaluate_devices,
         seed=config.seed,
         look_s=surroundings.look_s,
+        sign=surroundings.sign,
     )
     unjudged = folder.evaluation(start.number) is None
     due = start.number % config.evaluate_every == 0 or start.number >= config.rounds

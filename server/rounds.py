@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fleet.errors import MismatchError, RoundError, TooFewDevices
 from fleet.federate.admission import Reason
+from fleet.federate.proof import with_proof
 from fleet.federate.records import DeviceStatus
 from fleet.federate.releases import Release, catch_up
 from fleet.federate.wire import Payload, Scalar, encode_plan
@@ -70,6 +71,7 @@ class Shell:
         evaluate_devices: Devices that evaluate, a seeded sample of those online; 0 for all.
         seed: Root seed of that sample.
         look_s: How long it lets pass between two looks for devices while there are too few.
+        sign: Signs releases, hexadecimal; None leaves them unsigned.
     """
 
     grid: Grid
@@ -83,6 +85,7 @@ class Shell:
     evaluate_devices: int = 0
     seed: int = 0
     look_s: float = POLL_S
+    sign: Callable[[Release], str] | None = None
     asking: Asking = field(init=False)
 
     def __post_init__(self) -> None:
@@ -177,7 +180,7 @@ class Shell:
         return state, effects
 
     def _push_plan(self, push: c.Push, traffic: Traffic) -> dict[str, str]:
-        payload = encode_plan(push.plan, push.release.state)
+        payload = self._proven(encode_plan(push.plan, push.release.state), push.release)
         nodes = self.asking.nodes
         reachable = [device for device in push.devices if device in nodes]
         messages = self.asking.messages(
@@ -202,7 +205,8 @@ class Shell:
         devices = sample(present, self.evaluate_devices, self.seed, "evaluation")
         to = {device: self.asking.nodes[device] for device in devices}
         results: dict[str, NDArray[np.int64]] = {}
-        for device, reply in self.asking.ask(about(release), to, "evaluate", deadline_s):
+        message = self._proven(about(release), release)
+        for device, reply in self.asking.ask(message, to, "evaluate", deadline_s):
             counts = None if reply.has_error() else confusion_of(reply.content, self.classes)
             if counts is not None:
                 results[device] = counts
@@ -222,9 +226,13 @@ class Shell:
         to = {device: node for device, node in serving if node in online}
         reports: dict[str, DeviceStatus | str] = {device: "offline" for device, _ in serving}
         reports |= dict.fromkeys(to, f"no answer within {deadline_s:g} s")
-        for device, reply in self.asking.ask(about(release), to, "query.release", deadline_s):
+        message = self._proven(about(release), release)
+        for device, reply in self.asking.ask(message, to, "query.release", deadline_s):
             reports[device] = report_of(device, reply)
         self.sink.served(release, reports)
+
+    def _proven(self, payload: Payload, release: Release) -> Payload:
+        return with_proof(payload, release, self.sign(release)) if self.sign else payload
 
 
 def event_of(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flower_processes import Setting, flower_simulation, is_alive
+from tests.flower_processes import FlowerSimulation, Setting, flower_simulation, is_alive
 
 pytestmark = pytest.mark.e2e
 
@@ -98,30 +98,15 @@ def app_dir(tmp_path: Path) -> Path:
     return package.parent
 
 
-def test_a_run_gets_its_configuration_and_environment(app_dir: Path, tmp_path: Path) -> None:
-    report = tmp_path / "report.json"
-    run_config: dict[str, Setting] = {"name": "two words", "rate": 0.25, "rounds": 3}
-    run_config |= {"careful": True, "report": str(report)}
-    with flower_simulation({"FLEET_DATA": "/some/data"}, cwd=tmp_path) as simulation:
-        log = simulation.flwr_run(app_dir, run_config, 3, 90)
-    assert "report written" in log
-    told = json.loads(report.read_text())
-    assert told["server"] == {"cwd": str(tmp_path), "data": "/some/data"}
-    assert sorted(device["partition-id"] for device in told["devices"]) == [0, 1, 2]
-    for device in told["devices"]:
-        assert (device["cwd"], device["data"]) == (str(tmp_path), "/some/data")
-        assert (device["num-partitions"], device["threads"]) == (3, "1")
-        assert device["run_config"] == {"kept": "as declared", "pipe": "", **run_config}
-
-
-def test_no_process_outlives_a_run_that_is_cut_short(app_dir: Path, tmp_path: Path) -> None:
-    pipe, overrides = tmp_path / "pipe", tmp_path / "overrides.toml"
-    os.mkfifo(pipe)
-    overrides.write_text(f'rounds = 2\npipe = "{pipe}"\n')
-    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+def test_a_run_gets_its_configuration_and_no_process_outlives_one_that_is_cut_short(
+    app_dir: Path, tmp_path: Path
+) -> None:
+    """One SuperLink for both: it takes seconds to start."""
+    reader = os.open(piped(tmp_path), os.O_RDWR | os.O_NONBLOCK)
     with ThreadPoolExecutor(1) as pool:
-        with flower_simulation() as simulation:
-            run = pool.submit(simulation.flwr_run, app_dir, overrides, 3, 90)
+        with flower_simulation({"FLEET_DATA": "/some/data"}, cwd=tmp_path) as simulation:
+            check_configuration(simulation, app_dir, tmp_path)
+            run = pool.submit(simulation.flwr_run, app_dir, tmp_path / "overrides.toml", 3, 90)
             assert select.select([reader], [], [], 90)[0], "no device started"
             told = json.loads(os.read(reader, 4096).splitlines()[0])
             alive = simulation.processes()
@@ -133,3 +118,26 @@ def test_no_process_outlives_a_run_that_is_cut_short(app_dir: Path, tmp_path: Pa
     assert not any(map(is_alive, alive))
     assert not simulation.processes()
     assert not simulation.folder.exists()
+
+
+def piped(folder: Path) -> Path:
+    """Make overrides of a run whose devices say that they have begun, and then never end."""
+    pipe = folder / "pipe"
+    os.mkfifo(pipe)
+    (folder / "overrides.toml").write_text(f'rounds = 2\npipe = "{pipe}"\n')
+    return pipe
+
+
+def check_configuration(simulation: FlowerSimulation, app_dir: Path, place: Path) -> None:
+    report = place / "report.json"
+    run_config: dict[str, Setting] = {"name": "two words", "rate": 0.25, "rounds": 3}
+    run_config |= {"careful": True, "report": str(report)}
+    log = simulation.flwr_run(app_dir, run_config, 3, 90)
+    assert "report written" in log
+    told = json.loads(report.read_text())
+    assert told["server"] == {"cwd": str(place), "data": "/some/data"}
+    assert sorted(device["partition-id"] for device in told["devices"]) == [0, 1, 2]
+    for device in told["devices"]:
+        assert (device["cwd"], device["data"]) == (str(place), "/some/data")
+        assert (device["num-partitions"], device["threads"]) == (3, "1")
+        assert device["run_config"] == {"kept": "as declared", "pipe": "", **run_config}

@@ -186,6 +186,13 @@ class DeviceConfig(Table):
     root_certificate: str = Field(
         default="ca.crt", description="PEM file of the root that signed the server's certificate."
     )
+    release_key: str = Field(
+        default="",
+        description=(
+            "PEM file of the public keys by which releases are verified, pinned by fleet-device"
+            ' trust; "": they are not verified.'
+        ),
+    )
     supernode_port: int = Field(
         default=9094,
         ge=1,
@@ -213,6 +220,10 @@ class DeviceConfig(Table):
     def certificate_path(self, state: Path) -> Path:
         """Return the root certificate's file; a relative one lies in the state directory."""
         return state / self.root_certificate
+
+    def release_key_path(self, state: Path) -> Path | None:
+        """Return the pinned release keys' file; ``None``: none is pinned."""
+        return state / self.release_key if self.release_key else None
 
     def host_and_port(self) -> tuple[str, int] | None:
         """Return the server's host (IPv6 without brackets) and port; ``None``: not chosen."""

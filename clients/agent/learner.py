@@ -8,7 +8,7 @@ alone.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -25,7 +25,15 @@ from fleet.adapt.lean.plan import MicroBatchPlan, plan_micro_batches
 from fleet.adapt.merge import merge
 from fleet.adapt.network import folded_network, parameters_of, with_parameters
 from fleet.adapt.state import CoreState, Layout
-from fleet.adapt.train import AfterStep, Progress, TrainingResult, batches, predict, train
+from fleet.adapt.train import (
+    AfterStep,
+    Guard,
+    Progress,
+    TrainingResult,
+    batches,
+    predict,
+    train,
+)
 from fleet.errors import MismatchError
 from fleet.federate.compress import compressed
 from fleet.federate.records import WIRE_FORMAT, DeviceStatus, Plan, UpdateHeader
@@ -36,6 +44,7 @@ from fleet.seeds import generator
 
 __all__ = [
     "Learner",
+    "MakeGuards",
     "Residual",
     "Windows",
     "Workbench",
@@ -47,6 +56,10 @@ __all__ = [
 
 Residual = NDArray[np.float32]
 """What compression has lost of a device's updates so far, ``(size,)``."""
+
+
+MakeGuards = Callable[["Learner", Plan, CoreState], Sequence[Guard]]
+"""Of a learner, its plan and the release's state: what holds this training back."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,11 +80,17 @@ class Windows:
 
 
 class Workbench:
-    """What all learners of one base in one process share: the folded network and the last merge."""
+    """What all learners of one base in one process share: the folded network and the last merge.
 
-    def __init__(self, base: Base) -> None:
+    Args:
+        base: The base.
+        network: A device's own version of its folded network, see ``fleet.continual.calibration``;
+            None for the base's.
+    """
+
+    def __init__(self, base: Base, network: nn.Module | None = None) -> None:
         self.base = base
-        self.network = folded_network(base)
+        self.network = folded_network(base) if network is None else network
         self.parameters = parameters_of(self.network)
         self._served: tuple[str, nn.Module] = ("", self.network)
         self._planned: dict[tuple[object, ...], MicroBatchPlan] = {}
@@ -128,6 +147,9 @@ class Learner:
         dtype: Dtype to train in; float64 serves as an oracle.
         memory_budget_bytes: What a training step may hold beyond parameters and optimiser state;
             0 for no limit. Methods that train whole kernels do not keep to it.
+        bench: What it computes with; None for what all learners of the base share.
+        guards: Makes what holds its training back, see ``fleet.continual.guards``; None for
+            nothing.
     """
 
     def __init__(
@@ -139,9 +161,12 @@ class Learner:
         reason: str = "",
         dtype: torch.dtype = torch.float32,
         memory_budget_bytes: int = 0,
+        bench: Workbench | None = None,
+        guards: MakeGuards | None = None,
     ) -> None:
         self.device = device
-        self.bench = workbench(base)
+        self.bench = workbench(base) if bench is None else bench
+        self.guards = guards
         self.windows = windows
         self.reason = reason
         self.dtype = dtype
@@ -211,6 +236,7 @@ class Learner:
                 learning_rate=plan.learning_rate,
                 momentum=plan.momentum,
                 micro_batch=cut.windows if cut else None,
+                guards=() if self.guards is None else self.guards(self, plan, state),
                 resume=resume,
                 after_step=after_step,
             )

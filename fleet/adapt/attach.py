@@ -17,9 +17,16 @@ import torch
 from torch import nn
 
 from fleet.adapt.calibrate import capped_ranks, make_frames
-from fleet.adapt.core_layer import CoreLayer, adaptable_layers, replace, single_thread
+from fleet.adapt.core_layer import (
+    CoreLayer,
+    FactorLayer,
+    adaptable_layers,
+    replace,
+    single_thread,
+)
 from fleet.adapt.frames import Frame
-from fleet.adapt.state import CORE_SUFFIX, CoreState
+from fleet.adapt.merge import check_change
+from fleet.adapt.state import CHANGE_SUFFIX, CORE_SUFFIX, CoreState
 from fleet.errors import MismatchError
 
 __all__ = [
@@ -60,7 +67,7 @@ class Attached:
     def detach(self) -> nn.Module:
         """Return the folded network with its dense layers back in place, unmoved."""
         for name, module in list(self.module.named_modules()):
-            if isinstance(module, CoreLayer):
+            if isinstance(module, CoreLayer | FactorLayer):
                 replace(self.module, name, module.layer)
         return self.module
 
@@ -73,23 +80,25 @@ def attach(
     Args:
         folded: Folded network; not changed.
         frames: Frame by layer name; at least those that the state's cores name.
-        state: Where training starts. ``LAYER.core`` entries are cores, others are dense deltas of
-            the parameter that they name.
+        state: Where training starts. ``LAYER.core`` entries are cores, ``LAYER.suffix`` entries
+            beside them change the frame's suffix, others are dense deltas of the parameter that
+            they name.
         dtype: Dtype to compute in; float64 serves as an oracle.
 
     Raises:
         MismatchError: ``unknown-entry`` when an entry names no layer or parameter, ``core-shape``
-            when a core does not fit its layer.
+            or ``suffix-shape`` when one does not fit its layer.
         FrameError: ``rank-too-large`` or ``frame-not-nested`` when it does not fit its frame.
     """
     module = copy.deepcopy(folded).to(dtype).requires_grad_(False).eval()
     dense = dict(module.named_parameters())
     parameters: dict[str, nn.Parameter] = {}
     origin: dict[str, torch.Tensor] = {}
+    # A layer's core comes before the change of its suffix: entries are sorted.
     for name, array in state.arrays.items():
         value = torch.from_numpy(np.array(array)).to(dtype)
-        layer = name.removesuffix(CORE_SUFFIX)
-        if name.endswith(CORE_SUFFIX) and layer in frames:
+        layer, _, leaf = name.rpartition(".")
+        if f".{leaf}" == CORE_SUFFIX and layer in frames:
             outputs = dense[f"{layer}.weight"].shape[0]
             if array.ndim != 2 or array.shape[0] != outputs:
                 raise MismatchError(
@@ -101,6 +110,10 @@ def attach(
             adapted = CoreLayer(module.get_submodule(layer), frame, value)
             replace(module, layer, adapted)
             parameters[name] = adapted.core
+        elif f".{leaf}" == CHANGE_SUFFIX and layer + CORE_SUFFIX in parameters:
+            both = _both_factors(module.get_submodule(layer), frames[layer], value)
+            replace(module, layer, both)
+            parameters |= {layer + CORE_SUFFIX: both.core, name: both.change}
         elif name in dense and dense[name].shape == value.shape:
             dense[name].data.add_(value)
             dense[name].requires_grad_(True)
@@ -112,3 +125,12 @@ def attach(
                 f"the state's entry {name} {array.shape} fits no layer of this base",
             )
     return Attached(module, parameters, origin)
+
+
+def _both_factors(adapted: nn.Module, frame: Frame, change: torch.Tensor) -> FactorLayer:
+    """Return a layer that trains the change of its suffix beside the core that it has."""
+    assert isinstance(adapted, CoreLayer)
+    core = adapted.core.detach()
+    wanted = (core.shape[1], *adapted.layer.get_parameter("weight").shape[1:])
+    check_change(tuple(change.shape), wanted)
+    return FactorLayer(adapted.layer, frame.truncated(core.shape[1]), core, change)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -18,7 +19,7 @@ try:
 except ModuleNotFoundError:  # a device may come without it
     threadpool_limits = None
 
-__all__ = ["CoreLayer", "adaptable_layers", "replace", "single_thread"]
+__all__ = ["CoreLayer", "FactorLayer", "adaptable_layers", "replace", "single_thread"]
 
 
 class CoreLayer(nn.Module):
@@ -82,6 +83,44 @@ class CoreLayer(nn.Module):
         if self.is_linear:
             return u.reshape(-1, 1, u.shape[-1], 1)
         return u.reshape(u.shape[0], self.groups, u.shape[1] // self.groups, -1)
+
+
+class FactorLayer(nn.Module):
+    """A frozen layer with both factors of a low-rank kernel trained beside it: LoRA.
+
+    ``y = conv(x, K0) + C · conv(x, S + ΔS) + b``. No core layer: what only a core's gradient is
+    written for by hand must not take it for one.
+
+    Args:
+        layer: As for :class:`CoreLayer`.
+        frame: Likewise; its suffix S is where the inner factor starts.
+        core: ``C (O, r)``, the start of one trainable parameter.
+        change: ``ΔS (r, I/groups, *k)``, one for all groups, the start of the other.
+    """
+
+    start: torch.Tensor
+
+    def __init__(
+        self, layer: nn.Module, frame: Frame, core: torch.Tensor, change: torch.Tensor
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.core, self.change = nn.Parameter(core), nn.Parameter(change)
+        weight = layer.get_parameter("weight").detach()
+        start = torch.from_numpy(np.array(frame.suffix(weight.cpu().numpy())))
+        self.register_buffer("start", start.to(weight))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the dense layer returns, moved by both factors."""
+        u: torch.Tensor = self.layer(x)
+        suffix = self.start + self.change
+        z = _apply(self.layer, x, suffix.flatten(0, 1))
+        if isinstance(self.layer, nn.Linear):
+            return u + torch.matmul(z, self.core.T)
+        groups, rank = suffix.shape[:2]
+        cores = self.core.view(groups, -1, rank)
+        moved = torch.matmul(cores, z.reshape(len(z), groups, rank, -1))
+        return u + moved.reshape(u.shape)
 
 
 def _apply(layer: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

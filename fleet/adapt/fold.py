@@ -16,7 +16,7 @@ from torch import fx, nn
 from fleet.adapt.tracing import trace
 from fleet.errors import ModelError
 
-__all__ = ["ChannelAffine", "Convolution", "fold"]
+__all__ = ["ChannelAffine", "Convolution", "fold", "norms_behind"]
 
 Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -69,6 +69,15 @@ def fold(model: nn.Module) -> nn.Module:
                 dtype = module.get_buffer("running_mean").dtype
                 _replace(folded, name, ChannelAffine(scale.to(dtype), shift.to(dtype)))
     return folded
+
+
+def norms_behind(model: nn.Module) -> dict[str, str]:
+    """Return, by the convolution's name, the name of the batch norm that folds into it.
+
+    Raises:
+        ModelError: ``untraceable``, see :func:`fold`.
+    """
+    return {layer: norm for norm, layer in _convolution_before(model).items()}
 
 
 def _convolution_before(model: nn.Module) -> dict[str, str]:

@@ -23,9 +23,11 @@ from numpy.typing import DTypeLike, NDArray
 from fleet.adapt.digest import digest_arrays, digest_json
 from fleet.errors import MismatchError
 
-__all__ = ["CORE_SUFFIX", "CoreState", "Layout"]
+__all__ = ["CHANGE_SUFFIX", "CORE_SUFFIX", "CoreState", "Layout"]
 
 CORE_SUFFIX = ".core"
+# Of the change of a frame's own suffix, which LoRA trains beside the core.
+CHANGE_SUFFIX = ".suffix"
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ watched after every step, stopped there, and resumed later to the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from fleet.errors import MismatchError, RoundError
 
 __all__ = [
     "AfterStep",
+    "Guard",
     "OptimiserName",
     "Progress",
     "TrainingResult",
@@ -54,6 +55,20 @@ AfterStep = Callable[[int, Callable[[], Progress]], None]
 """Called after every step with the steps taken and with what makes a Progress of that moment."""
 
 
+class Guard(Protocol):
+    """What holds training back from where it would lead alone, see ``fleet.continual.guards``."""
+
+    def add_gradient(self, attached: Attached, x: torch.Tensor, rows: NDArray[np.int64]) -> None:
+        """Add the gradient of its own loss to that of the cross-entropy.
+
+        Args:
+            attached: What is trained; ``grad`` of its parameters grows.
+            x: The step's windows ``(batch, channels, window)``.
+            rows: Which of all windows these are, int64 ``(batch,)``.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class TrainingResult:
     """What local training says of itself.
@@ -77,6 +92,7 @@ def train(
     learning_rate: float,
     momentum: float = 0.9,
     micro_batch: int | None = None,
+    guards: Sequence[Guard] = (),
     resume: Progress | None = None,
     after_step: AfterStep | None = None,
 ) -> TrainingResult:
@@ -94,6 +110,7 @@ def train(
         momentum: Of SGD.
         micro_batch: Windows that run together; None for a whole step. Batch norm is frozen, so the
             gradient is the same up to the order of its sum.
+        guards: Each adds its own gradient in every step; the loss that is returned is without them.
         resume: Where to go on; its steps are left out of ``order``. The parameters' own values are
             not looked at then.
         after_step: Watches the training, see :data:`AfterStep`. What it raises stops the training
@@ -117,6 +134,8 @@ def train(
         chosen = torch.from_numpy(index)
         stepper.clear()
         total += accumulate(attached.module, x[chosen], y[chosen], micro_batch or len(chosen))
+        for guard in guards:
+            guard.add_gradient(attached, x[chosen], index)
         stepper.step()
         steps += 1
         if after_step is not None:

@@ -7,15 +7,33 @@ word that no other signature of ours has.
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any, Protocol
 
 from fleet.adapt.digest import canonical_json
-from fleet.errors import InputError, UnavailableError
+from fleet.errors import InputError, StorageError, UnavailableError
 
-__all__ = ["SIGNED_FORMAT", "Signed", "identity_of", "make_key", "public_of", "sign", "verify"]
+__all__ = [
+    "MOST_KEYS",
+    "SIGNED_FORMAT",
+    "Signed",
+    "identity_of",
+    "key_id",
+    "make_key",
+    "public_keys",
+    "public_of",
+    "read_key",
+    "sign",
+    "verify",
+]
 
 SIGNED_FORMAT = "corefleet.release-signature.1"
 SIGNATURE_BYTES = 64
+MOST_KEYS = 4
+"""Public keys in one file: the server's, and while it changes, the one before."""
+MAX_KEY_BYTES = 16 * 2**10
+_PEM_END = b"-----END PUBLIC KEY-----"
 
 
 class Signed(Protocol):
@@ -63,6 +81,61 @@ def public_of(key: bytes) -> bytes:
     return bytes(public.public_bytes(serialization.Encoding.PEM, form))
 
 
+def read_key(path: Path) -> bytes:
+    """Read a private key, and look at it now rather than when the first release is signed.
+
+    Raises:
+        StorageError: ``unreadable``.
+        InputError: ``release-key``.
+    """
+    try:
+        with open(path, "rb") as file:
+            key = file.read(MAX_KEY_BYTES)
+    except OSError as error:
+        raise StorageError(
+            "unreadable",
+            f"the release key {path} cannot be read: {error.strerror}",
+            "Run as the user of the server; it made the key: fleet server init",
+        ) from error
+    public_of(key)
+    return key
+
+
+def public_keys(content: bytes) -> dict[str, bytes]:
+    """Read the public keys of a file, by :func:`key_id`.
+
+    Args:
+        content: PEM, one key after the other; at most :data:`MOST_KEYS`.
+
+    Returns:
+        Each key as :func:`public_of` writes it, in the file's order.
+
+    Raises:
+        InputError: ``release-key`` for no key, too many, or one that is none.
+        UnavailableError: ``extra-missing`` without the package cryptography.
+    """
+    serialization, _ = _cryptography()
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    parts = content.split(_PEM_END)[:-1]
+    if not 1 <= len(parts) <= MOST_KEYS:
+        raise _no_key("public", f"{len(parts)} PEM keys, of 1 to {MOST_KEYS}")
+    found: dict[str, bytes] = {}
+    for part in parts:
+        key = _public(part + _PEM_END + b"\n")
+        public = bytes(key.public_bytes(serialization.Encoding.PEM, form))
+        found[key_id(public)] = public
+    return found
+
+
+def key_id(public: bytes) -> str:
+    """Return a public key's (PEM) short name: 16 hexadecimal digits of SHA-256 over its 32 bytes.
+
+    Raises:
+        InputError: ``release-key``.
+    """
+    return hashlib.sha256(_public(public).public_bytes_raw()).hexdigest()[:16]
+
+
 def sign(release: Signed, key: bytes) -> str:
     """Sign a release.
 
@@ -86,14 +159,16 @@ def verify(release: Signed, signature: str, public: bytes) -> bool:
         InputError: ``release-key`` when ``public`` is no Ed25519 key; a signature that is none is
             merely not of this release.
     """
+    key = _public(public)
     from cryptography.exceptions import InvalidSignature
 
     try:
         content = bytes.fromhex(signature)
-        _public(public).verify(content, identity_of(release))
+        key.verify(content, identity_of(release))
     except (InvalidSignature, ValueError):
         return False
-    return len(content) == SIGNATURE_BYTES
+    # One spelling per signature: upper case or spaces would be another one.
+    return len(content) == SIGNATURE_BYTES and content.hex() == signature
 
 
 def _private(key: bytes) -> Any:
@@ -122,7 +197,7 @@ def _no_key(kind: str, why: str) -> InputError:
     return InputError(
         "release-key",
         f"releases are signed by Ed25519; that is no {kind} key of it: {why.splitlines()[0][:120]}",
-        "A server makes its own: fleet server init",
+        "A server makes its own: fleet server init; its release-key.pub is what devices pin.",
     )
 
 
@@ -134,6 +209,6 @@ def _cryptography() -> tuple[Any, Any]:
         raise UnavailableError(
             "extra-missing",
             "signatures need the package cryptography, which is not installed",
-            "Install it: pip install 'corefleet[server]'",
+            "Install it: pip install 'corefleet[server]', on a device 'corefleet[device-agent]'",
         ) from error
     return serialization, ed25519

@@ -15,9 +15,9 @@ from server.control.errors import AccessError
 from server.control.roles import Role
 from server.service.authority import Pair
 
-__all__ = ["OPERATOR_DAYS", "ROLE_URI", "Identity", "identity_of", "issue"]
+__all__ = ["OPERATOR_DAYS", "ROLE_URI", "Identity", "identity_of", "issue", "serial_of"]
 
-# There is no list of certificates taken back, so they are short-lived.
+# Whoever lost theirs without a word keeps it no longer than this.
 OPERATOR_DAYS = 90
 ROLE_URI = "corefleet:role/"
 # Clocks of operators may be behind ours.
@@ -32,10 +32,12 @@ class Identity:
     Args:
         name: As the audit names them.
         role: What they may do.
+        serial: Of the certificate by which they came, hexadecimal.
     """
 
     name: str
     role: Role
+    serial: str
 
 
 def issue(authority: Pair, name: str, role: Role, now: datetime, days: int = OPERATOR_DAYS) -> Pair:
@@ -118,4 +120,9 @@ def identity_of(certificate: bytes, now: datetime) -> Identity:
             f"the certificate of {name} expired at {found.not_valid_after_utc:%Y-%m-%d}",
             "Ask the server's admin for a new one.",
         )
-    return Identity(name, known[roles[0]])
+    return Identity(name, known[roles[0]], serial_of(found))
+
+
+def serial_of(certificate: x509.Certificate) -> str:
+    """Return the serial number of a certificate, 40 hexadecimal digits."""
+    return f"{certificate.serial_number:040x}"

@@ -152,12 +152,14 @@ class RoundAbortRequest(_message.Message):
     def __init__(self, key: _Optional[str] = ..., dry_run: bool = ..., why: _Optional[str] = ...) -> None: ...
 
 class RoundReplayRequest(_message.Message):
-    __slots__ = ("round", "without")
+    __slots__ = ("round", "without", "rule")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     WITHOUT_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
     round: int
     without: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, round: _Optional[int] = ..., without: _Optional[_Iterable[str]] = ...) -> None: ...
+    rule: str
+    def __init__(self, round: _Optional[int] = ..., without: _Optional[_Iterable[str]] = ..., rule: _Optional[str] = ...) -> None: ...
 
 class ReleaseListRequest(_message.Message):
     __slots__ = ("newest",)
@@ -282,3 +284,21 @@ class RegistryBackupRequest(_message.Message):
     key: str
     name: str
     def __init__(self, key: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class OperatorListRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class OperatorRevokeRequest(_message.Message):
+    __slots__ = ("key", "dry_run", "why", "operator", "last_admin")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    OPERATOR_FIELD_NUMBER: _ClassVar[int]
+    LAST_ADMIN_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    dry_run: bool
+    why: str
+    operator: str
+    last_admin: bool
+    def __init__(self, key: _Optional[str] = ..., dry_run: bool = ..., why: _Optional[str] = ..., operator: _Optional[str] = ..., last_admin: bool = ...) -> None: ...

@@ -110,6 +110,8 @@ def opened_fleet(folder: ServerFolder) -> Fleet:
 
     config, signing = load_config(folder), folder.release_key
     public = public_of(read_bytes(signing)) if signing.is_file() else None
+    if public is None and folder.release_public.is_file():  # a backup without keys was restored
+        public = read_bytes(folder.release_public)
     return Fleet(
         registry=open_registry(registry_place(folder), clock=time.time),
         clock=time.time,

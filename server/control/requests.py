@@ -26,6 +26,8 @@ __all__ = [
     "DeviceShow",
     "DeviceTag",
     "DeviceWhy",
+    "OperatorList",
+    "OperatorRevoke",
     "PolicySet",
     "PolicyShow",
     "RegistryBackup",
@@ -49,7 +51,7 @@ __all__ = [
 LARGEST_PAGE = 1000
 """Rows of one answer."""
 LARGEST_KEY = 64
-"""Characters of an idempotency key; a change of many devices derives one for each from it."""
+"""Characters of an idempotency key."""
 LARGEST_POLICY = 32_768
 NUMBER = 2**31 - 1
 
@@ -189,10 +191,17 @@ class RoundAbort(Destruction):
 
 
 class RoundReplay(Request):
-    """Recompute a round's release from its stored updates; nothing is written."""
+    """Recompute a round's release from its stored updates; nothing is written.
+
+    Args:
+        round: Its number.
+        without: Devices to leave out.
+        rule: Another aggregation rule, as ``fleet.federate.rule`` spells it; empty for the round's.
+    """
 
     round: int = Field(ge=1, le=NUMBER)
     without: tuple[str, ...] = Field(default=(), max_length=LARGEST_PAGE)
+    rule: str = Field(default="", max_length=64)
 
 
 class ReleaseList(Request):
@@ -284,8 +293,24 @@ class AuditVerify(Request):
     hash: str = Field(default="", pattern="^([0-9a-f]{64})?$")
 
 
+class OperatorList(Request):
+    """Operators' certificates that this server has issued."""
+
+
+class OperatorRevoke(Destruction):
+    """Take an operator's certificates back.
+
+    Args:
+        operator: A certificate's serial number, or a name for all of theirs.
+        last_admin: Also when no admin is left who could come in from elsewhere.
+    """
+
+    operator: str = Name
+    last_admin: bool = False
+
+
 class RegistryBackup(Change):
-    """Copy the registry to a file in the server's folder.
+    """Back the server up to a file in its folder, without any private key.
 
     Args:
         name: Of the file, without its folder.

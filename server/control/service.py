@@ -1,6 +1,6 @@
 """The control API: gRPC over mutual TLS; who asks is their certificate, what they may its role.
 
-certificate ──► Identity ──► VERBS[method].role ──► run(fleet, actor, request)
+certificate ──► Identity ──► revoked? ──► VERBS[method].role ──► run(fleet, actor, request)
 an error leaves as a gRPC status, with the envelope that a command would print in its trailer
 """
 
@@ -30,6 +30,7 @@ from server.control.messages import (
     encode_answer,
     encode_event,
 )
+from server.control.operators import Operators
 from server.control.roles import Role
 from server.control.table import VERBS, WATCH_ROLE, Verb
 from server.control.transport import ERROR, LARGEST_ANSWER_BYTES, SERVER_OPTIONS, SERVICE
@@ -149,6 +150,7 @@ class _Calls:
         self.stopping = threading.Event()
         self.workers = ThreadPoolExecutor(MOST_CALLS, thread_name_prefix="control")
         self._fleet = fleet
+        self._operators = Operators(fleet.registry, fleet.clock)
         self._free = threading.BoundedSemaphore(MOST_CALLS)
         self._watches = threading.BoundedSemaphore(MOST_WATCHES)
 
@@ -177,6 +179,7 @@ class _Calls:
             after, limit_s = decode_watch(data)
             wait = _Watcher(self.stopping, context).wait
             for event in follow(self._fleet, after, limit_s, now=time.monotonic, wait=wait):
+                self._allowed(WATCH_ROLE, "Watch", context)  # a long watch outlives its right
                 yield encode_event(event)
         except FleetError as error:
             _abort(context, error)
@@ -187,6 +190,7 @@ class _Calls:
         found = context.auth_context().get("x509_pem_cert", [b""])[0]
         now = datetime.fromtimestamp(self._fleet.clock(), timezone.utc)
         who = identity_of(found, now)
+        self._operators.check(who)
         if not who.role.allows(needed):
             raise AccessError(
                 "role-needed",

@@ -9,7 +9,7 @@ from typing import Any
 from server.control.requests import Request
 from server.control.roles import Role
 from server.control.seam import Answer
-from server.control.verbs import decisions, devices, releases, rounds
+from server.control.verbs import decisions, devices, operators, releases, rounds
 from server.control.verbs.fleet import Fleet
 
 __all__ = ["LIMIT_S", "LONG_S", "VERBS", "WATCH_ROLE", "Verb", "verb_of"]
@@ -48,6 +48,8 @@ VERBS: dict[str, Verb] = {
     "DeviceShow": Verb(Role.viewer, devices.show),
     "DeviceTag": Verb(Role.operator, devices.tag),
     "DeviceWhy": Verb(Role.viewer, devices.why),
+    "OperatorList": Verb(Role.viewer, operators.listed),
+    "OperatorRevoke": Verb(Role.admin, operators.revoke),
     "PolicySet": Verb(Role.operator, decisions.set_policy),
     "PolicyShow": Verb(Role.viewer, decisions.policy),
     "RegistryBackup": Verb(Role.admin, decisions.backup, LONG_S),

@@ -35,7 +35,7 @@ REASONS = frozenset(each.value for each in Reason)
 # Those of server.standing.eligibility, which would load torch; a test holds them to it.
 ABSENCES = frozenset(
     {
-        *("revoked", "quarantined", "tag", "offline", "stale"),
+        *("revoked", "quarantined", "tag", "offline", "silent", "stale"),
         *("no-labels", "unusable", "byte-budget", "not-drawn"),
     }
 )

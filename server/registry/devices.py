@@ -182,7 +182,7 @@ class Devices:
             "serves_release": status.release,
         }
         active = tables.devices.c.state != DeviceState.revoked.value
-        return self._ledger.database.change(
+        return self._ledger.write(
             lambda connection: _set(connection, status.device, values, active)
         )
 

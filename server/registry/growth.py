@@ -17,9 +17,10 @@ from fleet.adapt.state import CoreState, Layout
 from fleet.federate.admission import Admitted, Bounds, admit
 from fleet.federate.records import WIRE_FORMAT, Plan, UpdateHeader
 from fleet.federate.releases import Release, next_release
+from fleet.federate.rule import MEAN, RuleSpec, read_rule
 from fleet.federate.wire import Payload, Update, encode_update
 from server.registry.registry import Registry, open_registry
-from server.registry.replay import exact_mean
+from server.rules import rule_of
 
 __all__ = ["Growth", "measure"]
 
@@ -55,6 +56,7 @@ def measure(
     devices: int = 50,
     update_bytes: int = 2000,
     rounds: int = 20,
+    rule: RuleSpec = MEAN,
     now: Callable[[], float] = time.perf_counter,
 ) -> Growth:
     """Run rounds of made-up updates through an empty registry.
@@ -64,6 +66,7 @@ def measure(
         devices: Of the cohort, all of which answer.
         update_bytes: Packed array of one update, and of a release.
         rounds: How many.
+        rule: How updates are aggregated; what it remembers is kept with each release.
         now: Seconds of a stopwatch.
     """
     layout = Layout.of({"layer.core": (max(1, update_bytes // FLOAT_BYTES), 1)})
@@ -76,27 +79,35 @@ def measure(
     registry.releases.add(release, actor=ACTOR)
     before, started = _size(registry), now()
     for number in range(1, rounds + 1):
-        release = _round(registry, release, number, names)
+        release = _round(registry, release, number, names, rule)
     seconds = now() - started
     grown = (_size(registry) - before) / rounds
     return Growth(rounds, grown, rounds * (devices + 2), seconds)
 
 
-def _round(registry: Registry, start: Release, number: int, names: list[str]) -> Release:
+def _round(
+    registry: Registry, start: Release, number: int, names: list[str], spec: RuleSpec
+) -> Release:
     plan = _plan(start, number)
-    registry.rounds.open(plan, names, rule={"name": "mean"}, actor=ACTOR)
+    registry.rounds.open(plan, names, rule={**spec.record, "spelt": spec.text}, actor=ACTOR)
     random = np.random.default_rng(number)
-    admitted: list[Admitted] = []
+    admitted: dict[str, Admitted] = {}
     for name in names:
         payload = _payload(plan, start, name, random)
         verdict = admit(payload, plan, start.state.layout, name, Bounds())
         assert isinstance(verdict, Admitted)
         registry.rounds.accept(number, verdict, payload, actor=ACTOR)
-        admitted.append(verdict)
-    mean = exact_mean(admitted, start.state.layout.size)
-    weights = {each.header.device: each.weight for each in admitted}
-    release = next_release(start, mean, {"round": number, "plan": plan.id, "devices": weights})
-    registry.rounds.release(number, release, actor=ACTOR)
+        admitted[name] = verdict
+    memory = registry.releases.memory(start.number, spec)
+    closed = rule_of(spec).close(start, admitted, memory)
+    provenance = {
+        "round": number,
+        "plan": plan.id,
+        "rule": {**spec.record, **closed.record},
+        "devices": {name: each.weight for name, each in admitted.items()},
+    }
+    release = next_release(start, closed.mean, provenance)
+    registry.rounds.release(number, release, memory=closed.memory, actor=ACTOR)
     return release
 
 
@@ -154,6 +165,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=50)
     parser.add_argument("--update-bytes", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rule", type=read_rule, default=MEAN.text, help="e.g. adam:0.01")
     parser.add_argument("--url", default="", help="an empty registry; a temporary file without")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -164,6 +176,7 @@ def main() -> None:
                 devices=chosen.devices,
                 update_bytes=chosen.update_bytes,
                 rounds=chosen.rounds,
+                rule=chosen.rule,
             )
     print(
         f"{chosen.devices} devices x {chosen.update_bytes} B: {found.bytes_per_round:,.0f} B per "

@@ -55,11 +55,32 @@ class Ledger:
     Args:
         database: Where.
         clock: Seconds since the epoch.
+
+    Attributes:
+        fence: Looked at first in the transaction of every change; it raises where this process
+            may not write.
     """
 
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:
         self.database = database
         self.clock = clock
+        self.fence: Callable[[Connection], None] = lambda connection: None
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """Change the registry in one transaction that leaves no row in the audit.
+
+        Args:
+            work: Reads and writes; may run again, see :meth:`Database.change`.
+
+        Raises:
+            StorageError: Nothing was kept.
+        """
+
+        def whole(connection: Connection) -> T:
+            self.fence(connection)
+            return work(connection)
+
+        return self.database.change(whole)
 
     def change(
         self,
@@ -106,7 +127,7 @@ class Ledger:
                 connection.execute(insert(tables.requests).values(row))
             return outcome.result
 
-        return self.database.change(whole)
+        return self.write(whole)
 
 
 def _remembered(connection: Connection, key: str, request: str, now: float) -> str | None:

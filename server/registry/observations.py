@@ -91,7 +91,7 @@ class Observations:
             if not connection.execute(update(kept).where(mine).values(**values)).rowcount:
                 connection.execute(insert(kept).values(name=SERVICE, **values))
 
-        self._ledger.database.change(work)
+        self._ledger.write(work)
 
     def heartbeat(self) -> Heartbeat | None:
         """Return when the service was alive last; None when it never was."""
@@ -127,7 +127,7 @@ class Observations:
                     row = {"device": device, "day": day, "bytes": count}
                     connection.execute(insert(kept).values(row))
 
-        self._ledger.database.change(work)
+        self._ledger.write(work)
 
     def spent(self) -> dict[str, int]:
         """Return the bytes that each device moved today (UTC)."""
@@ -159,7 +159,7 @@ class Observations:
                 connection.execute(update(kept).where(own).values(**found))
             return Delivery(device=device, **found)
 
-        return self._ledger.database.change(work)
+        return self._ledger.write(work)
 
     def deliveries(self) -> dict[str, Delivery]:
         """Return the last delivery to each device that was ever told to serve a release."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
@@ -18,16 +21,36 @@ from fleet.federate.releases import Release
 from fleet.federate.wire import Payload
 from server.registry.ledger import canonical
 from server.registry.records import ReleaseRow
+from server.rules.memory import Memory
 
-__all__ = ["packed_state", "packed_update", "unpacked_release", "unpacked_update"]
+__all__ = [
+    "packed_arrays",
+    "packed_state",
+    "packed_update",
+    "unpacked_memory",
+    "unpacked_release",
+    "unpacked_update",
+]
 
 _HINT = "Restore the last backup beside this registry and compare: fleet server restore."
 
 
 def packed_state(state: CoreState) -> bytes:
     """Return a core state as safetensors, canonical."""
-    names = state.layout.names
-    return save_tensors({name: little_endian(state.arrays[name]) for name in names})
+    return packed_arrays({name: state.arrays[name] for name in state.layout.names})
+
+
+def packed_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Return arrays by name as safetensors, canonical."""
+    return save_tensors({name: little_endian(array) for name, array in arrays.items()})
+
+
+def unpacked_memory(rule: str, steps: int, content: bytes) -> Memory | None:
+    """Return a rule's memory from its packed moments; None for bytes that are none."""
+    try:
+        return Memory.of(rule, steps, load_tensors(content))
+    except (SafetensorError, ValueError):
+        return None
 
 
 def unpacked_release(row: ReleaseRow, content: bytes) -> Release:

@@ -11,13 +11,14 @@ from server.registry.backup import backup
 from server.registry.bases import Bases
 from server.registry.database import Database, url_of
 from server.registry.devices import Devices
+from server.registry.lease import Lease
 from server.registry.ledger import Ledger
 from server.registry.observations import Observations
 from server.registry.orders import Orders
 from server.registry.policies import Policies
 from server.registry.records import OpenRound
 from server.registry.releases import Releases
-from server.registry.replay import Mean, Replayed, exact_mean, replay
+from server.registry.replay import Replayed, replay
 from server.registry.rounds import Rounds
 from server.registry.schema import migrate
 
@@ -43,10 +44,12 @@ class Registry:
         policy: What the fleet is to do.
         orders: What operators ask of the service.
         observations: What the service found.
+        lease: Which service it is.
     """
 
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:
         ledger = Ledger(database, clock)
+        self._ledger = ledger
         self.database = database
         self.devices = Devices(ledger)
         self.bases = Bases(ledger)
@@ -56,16 +59,27 @@ class Registry:
         self.policy = Policies(ledger)
         self.orders = Orders(ledger)
         self.observations = Observations(ledger)
+        self.lease = Lease(ledger)
+
+    def for_service(self) -> Registry:
+        """Return this registry as its one service has it: no write without the lease.
+
+        Take it first, by ``lease.take``; a write of one who lost it raises ``lease-lost`` and keeps
+        nothing.
+        """
+        same = Registry(self.database, self._ledger.clock)
+        same._ledger.fence = same.lease.check
+        return same
 
     def open_round(self) -> OpenRound | None:
         """Return what a coordinator that starts again has to go on with; None without a round."""
         return self.rounds.open_round()
 
     def replay(
-        self, number: int, *, without: Iterable[str] = (), mean: Mean = exact_mean
+        self, number: int, *, without: Iterable[str] = (), rule: str | None = None
     ) -> Replayed:
         """Recompute a round's release from its stored updates, see :func:`replay`."""
-        return replay(self.rounds, self.releases, number, without=without, mean=mean)
+        return replay(self.rounds, self.releases, number, without=without, rule=rule)
 
     def backup(self, path: Path) -> Head:
         """Copy the registry to a file, see :func:`server.registry.backup.backup`."""

@@ -8,12 +8,15 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from fleet.errors import InputError, MismatchError
 from fleet.federate.releases import Release
+from fleet.federate.rule import RuleSpec
 from server.registry import tables
 from server.registry.bases import bases_of, no_base
 from server.registry.ledger import Ledger, Outcome, canonical
+from server.registry.memories import memory_of
 from server.registry.packing import packed_state, unpacked_release
 from server.registry.records import ReleaseRow
 from server.registry.rows import checked_release, cleaned, done, releases_of
+from server.rules.memory import Memory
 
 __all__ = ["Releases", "insert_promotion", "insert_release", "next_number"]
 
@@ -95,6 +98,16 @@ class Releases:
                 select(kept.state).where(kept.number == number)
             ).scalar_one()
         return unpacked_release(row, bytes(content))
+
+    def memory(self, number: int, rule: RuleSpec) -> Memory:
+        """Return what a rule remembered when it made a release; nothing where it did not make it.
+
+        Raises:
+            InputError: ``no-such-release``.
+            StorageError: ``memory-damaged``.
+        """
+        with self._ledger.database.read() as connection:
+            return memory_of(connection, _one(connection, number), rule)
 
     def current(self) -> ReleaseRow | None:
         """Return the release that the fleet was moved to last; None before the first promotion."""

@@ -1,30 +1,27 @@
 """Replay: a round's release again from its stored updates, to the same digest.
 
-Each update goes through admission and the exact mean as on the day it came; another mean or fewer
-devices give another digest, and nothing is written.
+Each update goes through admission and the round's rule as on the day it came, with what the rule
+remembered of the rounds before; another rule or fewer devices give another digest, and nothing is
+written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from fleet.adapt.state import Layout
 from fleet.errors import InputError, RoundError, StorageError
 from fleet.federate.admission import Admitted, Bounds, admit
-from fleet.federate.aggregate import PartialSum
 from fleet.federate.releases import Release, next_release
+from fleet.federate.rule import MEAN, RuleSpec, read_rule
 from server.registry.records import RoundRow, UpdateRow
 from server.registry.releases import Releases
 from server.registry.rounds import Rounds
+from server.rules import rule_of
 
-__all__ = ["Mean", "Replayed", "exact_mean", "readmitted", "replay"]
+__all__ = ["Replayed", "readmitted", "recorded_rule", "replay"]
 
-Mean = Callable[[Sequence[Admitted], int], NDArray[np.int64]]
-"""Of admitted updates and their size: the aggregate in steps of 2⁻³², int64 ``(size,)``."""
 # It was admitted once, within bounds that were the coordinator's.
 _ANY = Bounds(largest_examples=2**63 - 1, largest_norm=None)
 
@@ -37,11 +34,13 @@ class Replayed:
         release: The recomputed release.
         recorded: Digest of the release that the round made.
         devices: Whose updates it is made of, sorted.
+        rule: Spelling of the rule that made it.
     """
 
     release: Release
     recorded: str
     devices: tuple[str, ...]
+    rule: str = MEAN.text
 
     @property
     def same(self) -> bool:
@@ -49,9 +48,9 @@ class Replayed:
         return self.release.digest == self.recorded
 
 
-def exact_mean(updates: Sequence[Admitted], size: int) -> NDArray[np.int64]:
-    """Return the weighted mean in fixed point, the coordinator's rule."""
-    return PartialSum.of(((each.steps, each.weight) for each in updates), size).mean()
+def recorded_rule(row: RoundRow) -> RuleSpec:
+    """Return the rule that a round's record names."""
+    return read_rule(str(row.rule.get("spelt", MEAN.text)))
 
 
 def replay(
@@ -60,7 +59,7 @@ def replay(
     number: int,
     *,
     without: Iterable[str] = (),
-    mean: Mean = exact_mean,
+    rule: str | None = None,
 ) -> Replayed:
     """Recompute a round's release from its stored updates; nothing is written.
 
@@ -69,13 +68,16 @@ def replay(
         releases: Its releases.
         number: The round.
         without: Devices to leave out.
-        mean: Another rule.
+        rule: Spelling of another rule, see :func:`fleet.federate.rule.read_rule`; one that
+            remembers starts afresh unless it is the one that made the start's release. None for
+            the rule in the round's record.
 
     Raises:
-        InputError: ``no-such-round``, or ``no-such-update`` for a device that sent none.
-        RoundError: ``no-release`` for a round that made none.
-        StorageError: ``update-damaged`` for one that is not what was admitted.
-        MismatchError: ``empty-sum`` without any device.
+        InputError: ``no-such-round``, ``rule``, or ``no-such-update`` for a device that sent none.
+        RoundError: ``no-release`` for a round that made none, ``too-few-updates`` for the rule, or
+            ``strategy`` when it fails.
+        StorageError: ``update-damaged`` or ``memory-damaged`` for what is not as it was kept.
+        MismatchError: For what the rule makes of the updates, see :class:`server.rules.Rule`.
     """
     row = rounds.get(number)
     if row.release is None:
@@ -84,24 +86,40 @@ def replay(
             f"round {number} is {row.state.value}; only a released one can be replayed",
             f"See it: fleet round show {number}",
         )
-    updates = rounds.updates(number, row.attempt)
-    left_out = set(without)
-    if unknown := sorted(left_out - {update.device for update in updates}):
+    spec = recorded_rule(row) if rule is None else read_rule(rule)
+    chosen = _chosen(rounds.updates(number, row.attempt), set(without), row, spec)
+    start, recorded = releases.load(row.plan.release), releases.load(row.release)
+    admitted = {each.device: readmitted(each, row, start.state.layout) for each in chosen}
+    closed = rule_of(spec).close(start, admitted, releases.memory(start.number, spec))
+    provenance = {
+        **recorded.provenance,
+        "rule": {**spec.record, **closed.record},
+        "devices": {device: each.weight for device, each in admitted.items()},
+    }
+    release = next_release(start, closed.mean, provenance, number=recorded.number)
+    return Replayed(release, recorded.digest, tuple(admitted), spec.text)
+
+
+def _chosen(
+    updates: Iterable[UpdateRow], left_out: set[str], row: RoundRow, spec: RuleSpec
+) -> list[UpdateRow]:
+    """Return the updates that a replay is made of."""
+    by_device = {update.device: update for update in updates}
+    if unknown := sorted(left_out - by_device.keys()):
         raise InputError(
             "no-such-update",
-            f"round {number} has no update of {', '.join(unknown[:5])} to leave out",
-            f"See whose it has: fleet round show {number}",
+            f"round {row.round} has no update of {', '.join(unknown[:5])} to leave out",
+            f"See whose it has: fleet round show {row.round}",
         )
-    start, recorded = releases.load(row.plan.release), releases.load(row.release)
-    chosen = [each for each in updates if each.device not in left_out]
-    admitted = [readmitted(each, row, start.state.layout) for each in chosen]
-    release = next_release(
-        start,
-        mean(admitted, start.state.layout.size),
-        recorded.provenance,
-        number=recorded.number,
-    )
-    return Replayed(release, recorded.digest, tuple(each.device for each in chosen))
+    chosen = [update for device, update in by_device.items() if device not in left_out]
+    if len(chosen) < spec.fewest:
+        raise RoundError(
+            "too-few-updates",
+            f"the rule {spec.text} needs {spec.fewest} update(s), this replay of round {row.round} "
+            f"has {len(chosen)}",
+            "Leave fewer devices out, or choose a rule that needs fewer: docs/aggregation.md.",
+        )
+    return chosen
 
 
 def readmitted(update: UpdateRow, row: RoundRow, layout: Layout) -> Admitted:

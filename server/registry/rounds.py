@@ -29,6 +29,7 @@ from server.registry.answers import (
     updates_of,
 )
 from server.registry.ledger import Ledger, Outcome, canonical
+from server.registry.memories import insert_memory
 from server.registry.records import (
     OpenRound,
     RefusalRow,
@@ -47,6 +48,7 @@ from server.registry.turns import (
     open_now,
     subject_of,
 )
+from server.rules.memory import NOTHING, Memory
 
 __all__ = ["LARGEST_PAGE", "Rounds"]
 
@@ -186,6 +188,7 @@ class Rounds:
         number: int,
         release: Release,
         *,
+        memory: Memory = NOTHING,
         refused: Iterable[RefusalRow] = (),
         signature: bytes | None = None,
         promote: bool = True,
@@ -198,6 +201,7 @@ class Rounds:
         Args:
             number: The round.
             release: The aggregate of its accepted updates.
+            memory: What the rule remembers for a round that starts from it.
             refused: Devices that have no update, and why; kept before or not.
             signature: Of the release's digest.
             promote: Make it the fleet's at once.
@@ -222,6 +226,8 @@ class Rounds:
                 )
             now = self._ledger.clock()
             insert_release(connection, release, signature, done("created", now, actor))
+            if memory.steps:
+                insert_memory(connection, release.number, memory)
             if promote:
                 insert_promotion(connection, release.number, now, actor, f"round {number}")
             for refusal in refused:

@@ -4,6 +4,8 @@
     heartbeat (one row: it is alive)    absences (of a round: who was not asked, and why)
     evaluations (of a release)          deliveries (a release that a device does not serve yet)
     device_bytes (by device and day)
+    memories (what a rule remembers, by release)
+    leases (one row: whose service writes here, and in which epoch)
 
 Conventions are those of :mod:`server.registry.tables`.
 """
@@ -17,12 +19,13 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     String,
     Table,
     Text,
 )
 
-from server.registry.tables import BIG, METADATA, NAME, TIME, who
+from server.registry.tables import BIG, DIGEST, METADATA, NAME, TIME, who
 
 __all__ = [
     "absences",
@@ -30,6 +33,8 @@ __all__ = [
     "device_bytes",
     "evaluations",
     "heartbeat",
+    "leases",
+    "memories",
     "orders",
     "policies",
 ]
@@ -105,4 +110,30 @@ device_bytes = Table(
     Column("device", ForeignKey("devices.name"), primary_key=True),
     Column("day", Integer, primary_key=True, autoincrement=False),
     Column("bytes", BIG, nullable=False),
+)
+
+memories = Table(
+    "memories",
+    METADATA,
+    Column("release", ForeignKey("releases.number"), primary_key=True, autoincrement=False),
+    Column("rule", String(64), nullable=False),
+    Column("steps", Integer, nullable=False),
+    Column("digest", DIGEST, nullable=False),
+    Column("moments", LargeBinary, nullable=False),
+    CheckConstraint("steps >= 1", name="steps"),
+)
+
+leases = Table(
+    "leases",
+    METADATA,
+    Column("name", NAME, primary_key=True),
+    Column("epoch", BIG, nullable=False),
+    Column("host", NAME, nullable=False),
+    Column("place", NAME, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("ticks", BIG, nullable=False),
+    Column("taken_at_s", TIME, nullable=False),
+    Column("renewed_at_s", TIME, nullable=False),
+    Column("expires_at_s", TIME, nullable=False),
+    CheckConstraint("epoch >= 1", name="epoch"),
 )

@@ -36,6 +36,7 @@ from sqlalchemy import (
 
 __all__ = [
     "BIG",
+    "DIGEST",
     "MARK",
     "METADATA",
     "NAME",

@@ -95,6 +95,11 @@ class ServerFolder:
         return self.path / "release-key"
 
     @property
+    def release_public(self) -> Path:
+        """Public key of the releases' signatures; devices pin it."""
+        return self.path / "release-key.pub"
+
+    @property
     def secrets(self) -> tuple[Path, ...]:
         """What only the owner may read."""
         return (self.authority_key, self.key, self.superexec_secret, self.release_key)

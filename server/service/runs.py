@@ -52,6 +52,8 @@ def placed_config(path: Path | None, folder: ServerFolder) -> RunConfig:
         if isinstance(data, str) and data and (path.absolute().parent / data).exists():
             values["data"] = str(path.absolute().parent / data)
     values.setdefault("out", str(folder.runs / "fleet"))
+    if folder.release_key.is_file():  # devices that pinned its public half take nothing else
+        values.setdefault("release-key", str(folder.release_key))
     return RunConfig.parse(values)
 
 

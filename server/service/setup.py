@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fleet.errors import InputError
-from fleet.federate.signing import make_key
+from fleet.federate.signing import make_key, public_of
 from fleet.files import write_bytes, write_text
 from fleet.tables import Table
 from server.service.authority import Pair, is_due, make_authority, sign_server
@@ -59,7 +59,8 @@ def made(folder: ServerFolder, wanted: Wanted, now: datetime) -> ServerConfig:
     What is there stays, since devices trust the authority and know the address.
 
     Raises:
-        InputError: ``host-name``, ``server-config`` or ``authority-incomplete``.
+        InputError: ``host-name``, ``server-config``, ``authority-incomplete`` or
+            ``release-key``.
         StorageError: When a file could not be read or written.
     """
     folder.make()
@@ -80,6 +81,9 @@ def made(folder: ServerFolder, wanted: Wanted, now: datetime) -> ServerConfig:
         write_private(folder.superexec_secret, secrets.token_hex(SECRET_BYTES).encode())
     if not folder.release_key.exists():
         write_private(folder.release_key, make_key())
+    public = public_of(read_bytes(folder.release_key))
+    if not folder.release_public.exists() or read_bytes(folder.release_public) != public:
+        write_bytes(folder.release_public, public)
     write_text(folder.connection, _connection(folder, config))
     if config != before:  # last: a folder with a configuration is whole
         save_config(config, folder)

@@ -15,6 +15,7 @@ from flwr.app import Message
 
 from fleet.errors import InputError
 from fleet.federate.admission import Reason
+from fleet.federate.proof import with_proof
 from fleet.federate.wire import Payload, encode_plan
 from server import coordinator as c
 from server.asking import POLL_S, TTL_SLACK_S, Asking, sent
@@ -97,6 +98,9 @@ class Collection:
             replies = list(self.asking.grid.pull_messages(self._awake()))
             late = [c.Late(self.now(), e.device, e.detail) for e in self.asking.overdue.take()]
             heard = [event for event in map(self._event_of, replies) if event is not None]
+            for event in (*late, *heard):
+                if isinstance(event, c.Late | c.Answered):
+                    self.roster.alive(event.device)
             effects = self._take_all([*self._barred(), *late, *heard, c.Tick(self.now())])
             if self._collects() and self._looks(waits=not replies):
                 return self.state, ()
@@ -137,10 +141,14 @@ class Collection:
         return self.state.phase is c.Phase.collecting
 
     def _awake(self) -> set[str]:
-        """Return the messages whose nodes are online."""
+        """Return the messages whose nodes are online.
+
+        What was answered is gone from Flower: asking for it again is answered with an error at
+        once, so that there would be nothing to wait for and the SuperLink no rest.
+        """
         self.roster.peek()
         here = self.roster.here()
-        return {i for i, device in (*self.live.items(), *self._answered.items()) if device in here}
+        return {message for message, device in self.live.items() if device in here}
 
     def _push(self) -> None:
         """Push the plan to the devices that have not answered, are online and have no message."""
@@ -154,7 +162,9 @@ class Collection:
         ]
         if not due:
             return
-        payload = encode_plan(plan, self.state.release.state)
+        start = self.state.release
+        signature = self.registry.releases.get(start.number).signature
+        payload = with_proof(encode_plan(plan, start.state), start, signature)
         left_s = max(1.0, self.state.opened_at + plan.deadline_s - self.now())
         nodes = [here[device] for device in due]
         messages = self.asking.messages(payload, nodes, "train", str(plan.round), left_s)

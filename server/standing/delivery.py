@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 
 from fleet.adapt.digest import digest_arrays
 from fleet.errors import FleetError
+from fleet.federate.proof import with_proof
 from fleet.federate.records import DeviceStatus
 from fleet.federate.releases import Release
 from fleet.federate.served import merge_release
-from fleet.federate.wire import Payload, Scalar
+from fleet.federate.wire import Payload
 from server.asking import Asking
 from server.registry import Registry
 from server.registry.observations import Delivery
@@ -22,9 +23,10 @@ from server.registry.records import Device, DeviceState
 from server.rounds import about, report_of
 from server.standing.nodes import Roster
 from server.standing.planning import Bench
+from server.standing.questions import Questions
 from server.standing.world import World
 
-__all__ = ["FIRST_PAUSE_S", "LONGEST_PAUSE_S", "Deliveries", "pause_s"]
+__all__ = ["FIRST_PAUSE_S", "LONGEST_PAUSE_S", "Deliveries", "message_of", "pause_s"]
 
 TELL_S = 120.0
 """How long devices may take to serve a release."""
@@ -62,12 +64,16 @@ class Deliveries:
     bench: Bench
     world: World
     _kernels: dict[int, str] = field(default_factory=dict)
+    _questions: Questions = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._questions = Questions(self.asking, "query.release", TELL_S)
 
     def due(self) -> dict[int, list[str]]:
         """Return the devices that have to be told now, by the release that they should serve."""
         current = self.registry.releases.current()
         told = self.registry.observations.deliveries()
-        here = self.roster.here()
+        here, under_way = self.roster.awake(), self._questions.under_way()
         found: dict[int, list[str]] = {}
         for device in self.roster.devices.values():
             status = self.roster.statuses.get(device.name)
@@ -77,6 +83,8 @@ class Deliveries:
             if wanted is None and current is not None:
                 wanted = current.number
             if wanted is None or device.state is DeviceState.revoked:
+                continue
+            if device.name in under_way and under_way[device.name].about == wanted:
                 continue
             if self._is_due(device, status, wanted, told.get(device.name)):
                 found.setdefault(wanted, []).append(device.name)
@@ -110,24 +118,34 @@ class Deliveries:
         return self._kernels[number]
 
     def tell(self) -> int:
-        """Tell the devices that are due; return how many were told."""
-        due = self.due()
-        for number, devices in sorted(due.items()):
-            self._tell(number, devices)
-        return sum(map(len, due.values()))
+        """Tell the devices that are due, and take what others report.
 
-    def _tell(self, number: int, devices: list[str]) -> None:
+        Returns:
+            How many were told or had something to say; nobody is waited for.
+        """
+        told = [self._tell(number, devices) for number, devices in sorted(self.due().items())]
+        return sum(told) + self.hear()
+
+    def hear(self) -> int:
+        """Take the reports that came, and note who gave none in time; return how many."""
+        heard = self._questions.heard(self.roster.online)
+        for question, reply in heard:
+            report = report_of(question.name, reply)
+            self._heard(question.name, question.about, report)
+        overdue = self._questions.overdue()
+        for question in overdue:
+            self._heard(question.name, question.about, f"no answer within {TELL_S:g} s")
+        return len(heard) + len(overdue)
+
+    def _tell(self, number: int, devices: list[str]) -> int:
         release, row = self.registry.releases.load(number), self.registry.releases.get(number)
-        here = self.roster.here()
+        here = self.roster.awake()
         to = {device: here[device] for device in devices if device in here}
         payload = message_of(release, row.signature)
-        self.world.say("release.told", release=number, devices=sorted(to))
-        left = set(to)
-        for device, reply in self.asking.ask(payload, to, "query.release", TELL_S):
-            left.discard(device)
-            self._heard(device, number, report_of(device, reply))
-        for device in sorted(left):
-            self._heard(device, number, f"no answer within {TELL_S:g} s")
+        asked = self._questions.put(payload, to, number)
+        if asked:
+            self.world.say("release.told", release=number, devices=sorted(asked))
+        return len(asked)
 
     def _heard(self, device: str, number: int, report: DeviceStatus | str) -> None:
         reason = report if isinstance(report, str) else ""
@@ -147,14 +165,10 @@ class Deliveries:
 
 
 def message_of(release: Release, signature: str) -> Payload:
-    """Return the message that brings a device to a release.
+    """Return the message that brings a device to a release, or has it judge one.
 
     Args:
         release: The release.
         signature: Hexadecimal; empty for one that is not signed.
     """
-    payload = about(release)
-    if not signature:
-        return payload
-    config: dict[str, Scalar] = {**payload.config, "signature": signature}
-    return Payload(payload.array, config)
+    return with_proof(about(release), release, signature)

@@ -26,6 +26,7 @@ class Absent(str, Enum):
     quarantined = "quarantined"
     tag = "tag"
     offline = "offline"
+    silent = "silent"
     stale = "stale"
     no_labels = "no-labels"
     unusable = "unusable"
@@ -42,6 +43,7 @@ class History:
         attempt: From 1.
         online: Devices whose node is online and may be talked to.
         why_not: Why the node of a device is not talked to, by device.
+        silent: What is known of devices that are online and do not answer, by device.
         spent: Bytes that devices moved today.
         cost: Bytes that a round costs a device, expected.
     """
@@ -50,6 +52,7 @@ class History:
     attempt: int = 1
     online: frozenset[str] = frozenset()
     why_not: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    silent: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     spent: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     cost: int = 0
 
@@ -98,6 +101,10 @@ def _absence(
         return Absent.tag, f"has the tag {unwanted[0]}"
     if device.name not in history.online:
         return Absent.offline, history.why_not.get(device.name, _last_seen(device, now))
+    if device.name in history.silent:
+        return Absent.silent, history.silent[device.name]
+    if not status:
+        return Absent.silent, "has not said anything yet"
     if policy.stale_after_s and now - (device.seen_at_s or 0.0) > policy.stale_after_s:
         return Absent.stale, _last_seen(device, now)
     windows = int(status.get("train_windows", 0))

@@ -12,7 +12,7 @@ from server.asking import Asking
 from server.messages import confusion_of
 from server.registry import Registry
 from server.registry.records import DeviceState
-from server.rounds import about
+from server.standing.delivery import message_of
 from server.standing.nodes import Roster
 from server.standing.planning import Bench
 from server.standing.world import World
@@ -51,13 +51,14 @@ class Judges:
         Returns:
             ``devices`` that judged and their pooled ``macro_f1``, None without any.
         """
-        release = self.registry.releases.load(number)
+        release, row = self.registry.releases.load(number), self.registry.releases.get(number)
         classes = len(self.bench.base(release.base).record.labels)
         enrolled = {d.name for d in self.registry.devices.all(state=DeviceState.enrolled)}
-        to = {d: node for d, node in self.roster.here().items() if d in enrolled}
+        to = {d: node for d, node in self.roster.awake().items() if d in enrolled}
         counts: dict[str, NDArray[np.int64]] = {}
         limit = min(limit_s, LONGEST_EVALUATION_S)
-        for device, reply in self.asking.ask(about(release), to, "evaluate", limit):
+        message = message_of(release, row.signature)
+        for device, reply in self.asking.ask(message, to, "evaluate", limit):
             found = None if reply.has_error() else confusion_of(reply.content, classes)
             if found is not None:
                 counts[device] = found

@@ -2,11 +2,13 @@
 
 Where nodes sign with keys, a node is whose key it has: one without an enrolled key is never asked
 anything, and a device that says another's name is not believed. A simulation's nodes have no keys;
-there a node is who it says it is.
+there a node is who it says it is. Nobody waits for an answer: a node that is online and silent is
+known as such after its own deadline, and holds up nobody else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -23,6 +25,7 @@ from server.flower import NodeInfo
 from server.registry import Registry
 from server.registry.keys import fingerprint
 from server.registry.records import Device, DeviceState
+from server.standing.questions import Questions
 from server.standing.world import World
 
 __all__ = ["STATUS_EVERY_S", "Roster", "fingerprint_of"]
@@ -30,7 +33,7 @@ __all__ = ["STATUS_EVERY_S", "Roster", "fingerprint_of"]
 STATUS_EVERY_S = 300.0
 """How old a device's status may become before it is asked again."""
 STATUS_S = 30.0
-"""How long nodes may take to say who they are."""
+"""How long a node may take to say who it is; then it is silent until it is heard again."""
 LARGEST_REFUSED = 10_000
 """Nodes that nobody talks to and of which the reason is kept."""
 SHOWN = 500
@@ -55,6 +58,7 @@ class Roster:
         barred: Devices that may not take part in rounds any more, and what they are.
         due: When a node is asked next, monotonic seconds.
         silent: How often in a row a node that is online gave no answer.
+        questions: Those under way, by node.
     """
 
     asking: Asking
@@ -68,28 +72,68 @@ class Roster:
     barred: dict[str, str] = field(default_factory=dict)
     due: dict[int, float] = field(default_factory=dict)
     silent: dict[int, int] = field(default_factory=dict)
+    questions: Questions = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.questions = Questions(self.asking, "query.status", STATUS_S)
 
     def here(self) -> dict[str, int]:
         """Return the node of each device that is online and may be talked to, by device."""
         return {d: node for d, node in sorted(self.nodes.items()) if node in self.online}
+
+    def awake(self) -> dict[str, int]:
+        """Return those of :meth:`here` that answer what they are asked."""
+        return {device: node for device, node in self.here().items() if node not in self.silent}
+
+    def silences(self) -> dict[str, str]:
+        """Return what is known of devices that are online and do not answer, by device."""
+        return {
+            device: f"online, but {self.silent[node]} time(s) in a row no answer within "
+            f"{STATUS_S:g} s"
+            for device, node in self.here().items()
+            if node in self.silent
+        }
+
+    def introducing(self) -> bool:
+        """Tell whether a node that nobody knows anything of may yet say who it is."""
+        known = {node for device, node in self.nodes.items() if device in self.statuses}
+        return any(each.node not in known for each in self.questions.under_way().values())
 
     def why_not(self) -> dict[str, str]:
         """Return why the node of an enrolled device is not talked to, where it is known."""
         return {name: why for name, why in self.refused.values() if name}
 
     def look(self) -> None:
-        """See who is online, and ask those who have not said for a while who they are."""
+        """See who is online, ask those who have not said for a while who they are, and listen."""
         owners = self._owners()
         now = self.world.now()
-        to = {str(n): n for n in sorted(owners) if now >= self.due.get(n, now)}
-        answered: set[int] = set()
-        for name, reply in self.asking.ask(_EMPTY, to, "query.status", STATUS_S):
-            answered.add(int(name))
-            self._introduce(int(name), reply, owners[int(name)])
-        for node in set(to.values()) - answered:
-            self.silent[node] = self.silent.get(node, 0) + 1
-            pause_s = ASK_AGAIN_S * 2.0 ** min(self.silent[node], 10)
-            self.due[node] = self.world.now() + min(pause_s, STATUS_EVERY_S)
+        self._ask(node for node in sorted(owners) if now >= self.due.get(node, now))
+        self._hear(owners)
+
+    def _ask(self, nodes: Iterable[int]) -> None:
+        asked = self.questions.under_way()
+        self.questions.put(_EMPTY, {str(n): n for n in nodes if str(n) not in asked})
+
+    def _hear(self, owners: Mapping[int, Device | None]) -> None:
+        for question, reply in self.questions.heard(self.online):
+            if question.node in owners:
+                self._introduce(question.node, reply, owners[question.node])
+        for question in self.questions.overdue():
+            self._is_silent(question.node)
+
+    def _is_silent(self, node: int) -> None:
+        times = self.silent[node] = self.silent.get(node, 0) + 1
+        pause_s = min(ASK_AGAIN_S * 2.0 ** min(times, 10), STATUS_EVERY_S)
+        self.due[node] = self.world.now() + pause_s
+        device = next((name for name, own in self.nodes.items() if own == node), "")
+        values = {"node": str(node), "device": device, "times": times, "again_in_s": pause_s}
+        self.world.say("node.silent", **values)
+
+    def alive(self, device: str) -> None:
+        """Note that a device was heard, whatever it said; one that was silent is asked at once."""
+        node = self.nodes.get(device)
+        if node is not None and self.silent.pop(node, 0):
+            self.due.pop(node, None)
 
     def peek(self) -> None:
         """See which of the known nodes are online; for the moment before messages are pulled."""
@@ -98,8 +142,9 @@ class Roster:
     def refresh(self) -> None:
         """See who is online without asking anybody who is known; for the middle of a round."""
         owners = self._owners()
-        if any(owner is None and node not in self.due for node, owner in owners.items()):
-            self.look()
+        unknown = [n for n, owner in owners.items() if owner is None and n not in self.due]
+        self._ask(sorted(unknown))
+        self._hear(owners)
 
     def _owners(self) -> dict[int, Device | None]:
         """Return the nodes that may be asked, with the device whose key each has, if any."""
@@ -111,6 +156,7 @@ class Roster:
             self.refused.pop(node, None)
             self.due.pop(node, None)  # one that comes back is asked at once
             self.silent.pop(node, None)
+        self.questions.keep({str(node) for node in infos})
         for name in [n for n in self.nodes if _out(devices.get(n))]:
             del self.nodes[name]
         able = DeviceState.enrolled

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from fleet.peft.registry import find
 from server import coordinator as c
 from server.registry import Registry
 from server.registry.records import OpenRound, RoundState
-from server.registry.replay import readmitted
+from server.registry.replay import readmitted, recorded_rule
+from server.rules import NOTHING, Memory
 from server.standing.policy import FleetPolicy
 
 __all__ = ["Bench", "begun", "next_round", "resumed", "rule_record", "starting"]
@@ -84,8 +85,19 @@ class Bench:
         return base
 
 
-def starting(registry: Registry, bench: Bench, policy: FleetPolicy) -> Release:
+def starting(
+    registry: Registry,
+    bench: Bench,
+    policy: FleetPolicy,
+    sign: Callable[[Release], bytes] | None = None,
+) -> Release:
     """Return the release that the next round starts from: the fleet's, at first the base itself.
+
+    Args:
+        registry: Where releases are kept.
+        bench: Bases.
+        policy: What is trained.
+        sign: Signs the base itself when it becomes release 0; None leaves it unsigned.
 
     Raises:
         MismatchError: ``other-base`` or ``other-method`` when the policy is for another fleet.
@@ -95,7 +107,8 @@ def starting(registry: Registry, bench: Bench, policy: FleetPolicy) -> Release:
     current = registry.releases.current()
     if current is None and registry.releases.next_number() == 0:
         first = first_release(bench.base(policy.base), policy.method, layout)
-        registry.releases.add(first, why="the base itself", actor=ACTOR)
+        signature = sign(first) if sign else None
+        registry.releases.add(first, signature=signature, why="the base itself", actor=ACTOR)
     if current is None:
         current = registry.releases.promote(0, why="the fleet's first", actor=ACTOR)
     release = registry.releases.load(current.number)
@@ -125,8 +138,22 @@ def next_round(registry: Registry) -> tuple[int, int]:
     return last.round + 1, 1
 
 
-def begun(policy: FleetPolicy, start: Release, number: int, release_number: int) -> c.State:
-    """Return the coordinator's state before a round."""
+def begun(
+    policy: FleetPolicy,
+    start: Release,
+    number: int,
+    release_number: int,
+    memory: Memory = NOTHING,
+) -> c.State:
+    """Return the coordinator's state before a round.
+
+    Args:
+        policy: What holds.
+        start: What its devices train from.
+        number: The round.
+        release_number: Of the release that it makes.
+        memory: What the policy's rule remembered when it made ``start``.
+    """
     rules = c.Rules(
         rounds=ENDLESS,
         quorum=policy.quorum,
@@ -151,7 +178,8 @@ def begun(policy: FleetPolicy, start: Release, number: int, release_number: int)
         memory_budget=policy.memory_budget,
         compression=policy.compression,
     )
-    return replace(c.begin(rules, task, start, round_number=number), number=release_number)
+    state = c.begin(rules, task, start, round_number=number, memory=memory)
+    return replace(state, number=release_number)
 
 
 def rule_record(policy: FleetPolicy, version: int, needed: int) -> dict[str, Any]:
@@ -165,8 +193,16 @@ def rule_record(policy: FleetPolicy, version: int, needed: int) -> dict[str, Any
     }
 
 
-def resumed(found: OpenRound, start: Release, release_number: int) -> c.State:
+def resumed(
+    found: OpenRound, start: Release, release_number: int, memory: Memory = NOTHING
+) -> c.State:
     """Return the coordinator's state of a round that was cut off, with what was accepted.
+
+    Args:
+        found: The round.
+        start: What its devices train from.
+        release_number: Of the release that it makes.
+        memory: What the round's rule remembered when it made ``start``.
 
     Raises:
         StorageError: ``update-damaged``.
@@ -179,7 +215,7 @@ def resumed(found: OpenRound, start: Release, release_number: int) -> c.State:
         deadline_s=plan.deadline_s,
         wait_s=float("inf"),
         seed=plan.seed,
-        rule=read_rule(str(rule.get("spelt", "mean"))),
+        rule=recorded_rule(row),
         enough=int(rule.get("enough", 0)),
     )
     refused = [each for each in found.refusals if not each.earlier]
@@ -198,6 +234,7 @@ def resumed(found: OpenRound, start: Release, release_number: int) -> c.State:
         late=tuple(c.Refusal(each.device, each.reason, each.detail) for each in late),
         opened_at=row.opened.at_s,
         number=release_number,
+        memory=memory,
     )
 
 

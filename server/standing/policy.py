@@ -33,8 +33,8 @@ class FleetPolicy(BaseModel):
         base: Digest of the base that releases are relative to, 64 hexadecimal digits.
         method: What is trained, see ``fleet.peft``.
         rank: Columns of each core.
-        rule: How updates are aggregated, see ``fleet.federate.rule``; one that remembers nothing
-            from round to round.
+        rule: How updates are aggregated, see ``fleet.federate.rule``; what it remembers from round
+            to round is kept with each release, and another rule starts afresh.
         compression: How updates are packed, see ``fleet.federate.compress``.
         optimiser: ``sgd`` or ``adam``.
         learning_rate: Step size.
@@ -98,12 +98,9 @@ class FleetPolicy(BaseModel):
     @classmethod
     def _spelt_alike(cls, text: str) -> str:
         try:
-            rule = read_rule(text)
+            return read_rule(text).text
         except InputError as error:
             raise ValueError(error.message) from error
-        if rule.remembers:  # its moments would have to be as durable as the releases
-            raise ValueError(f"the standing service has no memory for the rule {rule.text}")
-        return rule.text
 
     @model_validator(mode="after")
     def _fits(self) -> FleetPolicy:

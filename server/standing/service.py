@@ -12,6 +12,7 @@ release (tests/server/standing/test_resume.py).
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from flwr.serverapp import Grid
 from fleet.errors import FleetError, InputError, StorageError
 from fleet.federate.admission import Reason
 from fleet.federate.releases import Release
+from fleet.federate.rule import read_rule
 from server import coordinator as c
 from server.asking import POLL_S, Asking
 from server.registry import Registry
@@ -27,6 +29,7 @@ from server.registry.absences import Absence
 from server.registry.orders import Order
 from server.registry.policies import PolicyRow
 from server.registry.records import RoundRow
+from server.registry.replay import recorded_rule
 from server.standing.collecting import ACTOR, Collection
 from server.standing.delivery import Deliveries
 from server.standing.eligibility import History, eligible
@@ -82,6 +85,7 @@ class Service:
 
     def __post_init__(self) -> None:
         world = self.world
+        self.registry = self.registry.for_service()
         self.asking = Asking(self.grid, world.now, self._let_pass, "fleet")
         self.roster = Roster(self.asking, self.registry, world)
         self.bench = Bench(self.registry)
@@ -95,17 +99,30 @@ class Service:
         """Serve until ``stopping`` says so; an open round stays open for the next service.
 
         Raises:
-            FleetError: What cannot be gone on with, e.g. a registry that cannot be written.
+            FleetError: What cannot be gone on with, e.g. a registry that cannot be written, or that
+                has another service (``registry-served``, ``lease-lost``).
         """
         self._stopping = stopping
         self.world.say("service.started", pid=self.world.pid, version=self.world.version)
-        while not stopping():
-            if not self.step():
-                self.asking.let_pass(POLL_S)
+        try:
+            while not stopping():
+                if not self.step():
+                    self.asking.let_pass(POLL_S)
+        finally:
+            # What ended the service counts, not that the lease now has to expire.
+            with suppress(StorageError):
+                self.registry.lease.give_back()
         self.world.say("service.stopped", pid=self.world.pid)
 
     def step(self) -> bool:
-        """Look once at everything there is to do, and do it; tell whether there was something."""
+        """Look once at everything there is to do, and do it; tell whether there was something.
+
+        Raises:
+            FleetError: As :meth:`run`.
+        """
+        if self.registry.lease.epoch is None:
+            epoch = self.registry.lease.take(self.world.holder, self.world.gone)
+            self.world.say("service.leads", epoch=epoch, pid=self.world.pid)
         self._beat()
         self.roster.look()
         if not self._settled:
@@ -113,8 +130,10 @@ class Service:
             self._settled = True
         found = self.registry.open_round()
         if found is not None:
-            start = self.registry.releases.load(found.row.plan.release)
-            state = resumed(found, start, self.registry.releases.next_number())
+            releases = self.registry.releases
+            start = releases.load(found.row.plan.release)
+            memory = releases.memory(start.number, recorded_rule(found.row))
+            state = resumed(found, start, releases.next_number(), memory)
             values = {"accepted": len(found.updates), "unanswered": list(found.unanswered)}
             self.world.say("round.resumed", round=state.round, plan=found.row.plan.id, **values)
             self._conduct(found.row, state)
@@ -151,7 +170,7 @@ class Service:
         if order is None and not self._due(held.policy):
             return False
         try:
-            start = starting(self.registry, self.bench, held.policy)
+            start = starting(self.registry, self.bench, held.policy, self.world.sign)
         except StorageError:
             raise
         except FleetError as error:
@@ -186,11 +205,14 @@ class Service:
                 attempt=attempt,
                 online=frozenset(self.roster.here()),
                 why_not=self.roster.why_not(),
+                silent=self.roster.silences(),
                 spent=self.registry.observations.spent(),
                 cost=2 * (FLOAT_BYTES * start.state.layout.size + FRAME_BYTES),
             ),
         )
-        fresh = begun(policy, start, number, self.registry.releases.next_number())
+        memory = self.registry.releases.memory(start.number, read_rule(policy.rule))
+        free = self.registry.releases.next_number()
+        fresh = begun(policy, start, number, free, memory)
         needed = max(policy.minimum, policy.cohort, fresh.rules.needed(len(chosen)))
         if len(chosen) < needed:
             self._too_few(order, number, len(chosen), needed, absent)
@@ -251,6 +273,7 @@ class Service:
             self.registry.rounds.release(
                 record.round,
                 release,
+                memory=record.memory,
                 refused=[collection.row_of(each) for each in record.refused],
                 signature=self.world.sign(release) if self.world.sign else None,
                 promote=promote,
@@ -275,6 +298,7 @@ class Service:
     def _look(self) -> bool:
         """Look up from an open round; tell whether to leave it."""
         self._beat()
+        self.deliveries.hear()
         return self.desk.glance() or self._stopping()
 
     def _wait_for(self, order: Order | None, why: str) -> None:
@@ -294,6 +318,9 @@ class Service:
     ) -> None:
         first = [f"{d}: {each.reason}" for d, each in list(absent.items())[:SHOWN]]
         why = f"round {number} needs {needed} eligible device(s), {there} are"
+        if order is not None and self.roster.introducing():
+            self.desk.start = order  # nobody is held up by that: there is no round to open
+            return
         self._wait_for(order, f"{why} ({', '.join(first)})" if first else why)
 
     def _let_pass(self, seconds: float) -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from fleet.errors import StorageError
 from fleet.federate.releases import Release
-from fleet.federate.signing import public_of, sign
+from fleet.federate.signing import read_key, sign
 from server.registry import open_registry
 from server.standing.service import Service
 from server.standing.world import World
@@ -36,7 +35,7 @@ def serve(
     Raises:
         FleetError: What cannot be gone on with; a supervisor starts the run again.
     """
-    world = World(sign=signer(_key_in(Path(release_key))) if release_key else None)
+    world = World(sign=signer(read_key(Path(release_key))) if release_key else None)
     where = place if "://" in place else Path(place)
     with open_registry(where, clock=time.time) as registry:
         Service(grid, registry, world).run(stopping)
@@ -49,14 +48,3 @@ def signer(key: bytes) -> Callable[[Release], bytes]:
         return bytes.fromhex(sign(release, key))
 
     return signed
-
-
-def _key_in(path: Path) -> bytes:
-    try:
-        key = path.read_bytes()
-    except OSError as error:
-        raise StorageError(
-            "unreadable", f"the release key {path} cannot be read: {error.strerror}", ""
-        ) from error
-    public_of(key)  # now rather than when the first round closes
-    return key

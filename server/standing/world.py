@@ -15,6 +15,8 @@ from flwr.app import Message
 
 from fleet.federate.releases import Release
 from server.messages import weight_on_wire
+from server.registry.lease import Holder
+from server.standing.holding import is_gone, this_process
 
 __all__ = ["Say", "World", "say_json"]
 
@@ -55,6 +57,8 @@ class World:
         keyed: Nodes are known by their keys; one without a key is not talked to. A simulation's
             nodes have none.
         pid: Process, for whoever looks for it.
+        holder: The same, as it holds the registry.
+        gone: Tells whether another holder is known to be dead.
         version: Of this software.
     """
 
@@ -66,4 +70,6 @@ class World:
     sign: Callable[[Release], bytes] | None = None
     keyed: bool = True
     pid: int = field(default_factory=os.getpid)
+    holder: Holder = field(default_factory=this_process)
+    gone: Callable[[Holder], bool] = is_gone
     version: str = field(default_factory=installed_version)

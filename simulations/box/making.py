@@ -33,6 +33,7 @@ from simulations.recordings import write_recordings
 
 __all__ = ["free_ports", "make_box"]
 
+LOOPBACK = "127.0.0.1"
 KINDS = {4: InputError, 1: RoundError}
 
 
@@ -64,9 +65,10 @@ def make_box(wanted: Wanted, box: Box, progress: Progress, now: datetime) -> tup
     fleet = virtual_fleet(config, population)
     names = tuple(fleet.name(number) for number in range(len(fleet)))
     if box.made.exists():
+        _server(box, wanted.control, now)
         return names
     box.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    server = _server(box, now)
+    server = _server(box, wanted.control, now)
     if not box.base.exists():
         progress.stage("base", wanted.base_epochs if not wanted.base else 1)
         made = obtain_base(config, population, lambda e, loss: progress.advance(f"loss {loss:.3f}"))
@@ -85,15 +87,20 @@ def free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
         listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
         for listener in listeners:
-            listener.bind(("127.0.0.1", 0))
+            listener.bind((LOOPBACK, 0))
         return [int(listener.getsockname()[1]) for listener in listeners]
 
 
-def _server(box: Box, now: datetime) -> ServerConfig:
-    if box.server.config.exists():
+def _server(box: Box, control: str, now: datetime) -> ServerConfig:
+    """Make a server, or have the one that is there listen for operators at ``control``."""
+    if not box.server.config.exists():
+        port, superlink, free = free_ports(3)
+        control = control or f"{LOOPBACK}:{free}"
+        wanted = WantedServer(port=port, superlink_port=superlink, standing=True, control=control)
+    elif not control:
         return load_server(box.server)
-    port, superlink = free_ports(2)
-    wanted = WantedServer(port=port, superlink_port=superlink, standing=True)
+    else:
+        wanted = WantedServer(control=control)
     return made_server(box.server, wanted, now)
 
 
@@ -104,7 +111,8 @@ def _device(
     name, (server, port) = fleet.name(number), reach
     state = box.device(name)
     place = ("--state", str(state))
-    root = ("--root-certificate", str(box.server.authority))
+    authority, key = str(box.server.authority), str(box.server.release_public)
+    root = ("--root-certificate", authority, "--release-key", key)
     _do("init", "--name", name, "--server", server.address, *root, "--base", str(box.base), *place)
     config, record = load_config(state), base.record
     intake = Intake(

@@ -35,16 +35,28 @@ from server.control.local import LocalVerbs
 from server.control.reach import opened_fleet
 from server.control.requests import DeviceEnroll
 from server.control.verbs.fleet import Fleet
+from server.registry import Registry
 from simulations.box.looking import Looker, is_done
 from simulations.box.wanted import Box, Wanted
 
-__all__ = ["BACKOFF", "PROGRAM", "READY_S", "STALL_S", "Steering", "run_box", "specs_of"]
+__all__ = [
+    "BACKOFF",
+    "GATHER_S",
+    "PROGRAM",
+    "READY_S",
+    "STALL_S",
+    "Steering",
+    "run_box",
+    "specs_of",
+]
 
 PROGRAM = Program("fleet up", "fleet server status", "--folder")
 BACKOFF = Backoff(least_s=0.5, first_s=2.0, longest_s=30.0, steady_s=60.0)
 STOP_S = 90.0
 READY_S = 180.0
 """Longest time until devices can come to the server."""
+GATHER_S = 180.0
+"""Longest time that the first round waits for a device; then it goes on without."""
 STALL_S = 900.0
 """Longest time in which nothing happens in a fleet that is to end by itself."""
 LOOK_S = 1.0
@@ -53,12 +65,11 @@ LOG_BYTES = 4 * 2**20
 SERVER = "server"
 ACTOR = "fleet-up"
 READY = '"event": "server.ready"'
-# Devices share few cores, and their networks are small; Flower looks for work once a second.
-SURROUNDINGS = {
-    "OMP_NUM_THREADS": "1",
-    "PYTHONUNBUFFERED": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
-}
+# Devices share few cores, and their networks are small.
+SURROUNDINGS = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+# A device's Flower looks for work once a second; the server has one task, which never ends, so
+# there more looks would only cost the SuperLink time.
+DEVICE_SURROUNDINGS = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 
 Json = dict[str, Any]
 
@@ -138,10 +149,13 @@ class Steering:
         with fleet.registry:
             self._enrol(fleet)
             self.enrolled.set()
-            self._watch(Looker(fleet.registry))
+            looker = Looker(fleet.registry)
+            self._gather(looker)
+            self._begin(fleet.registry)
+            self._watch(looker)
 
     def _enrol(self, fleet: Fleet) -> None:
-        """Make devices and base known, and set the policy; a second time changes nothing."""
+        """Make devices and base known; a second time changes nothing."""
         registry, verbs = fleet.registry, LocalVerbs(fleet, ACTOR)
         base = load_base(self._box.base)
         registry.bases.install(base.digest, self._box.base.read_bytes(), actor=ACTOR)
@@ -150,6 +164,19 @@ class Steering:
             if name not in known:
                 line = (self._box.device(name) / PUBLIC_KEY).read_text("utf-8").strip()
                 verbs.ask(DeviceEnroll(key=f"up-{name}", device=name, public_key=line))
+
+    def _gather(self, looker: Looker) -> None:
+        """Wait until every device has said what it serves, so that the first round has them all."""
+        until = time.monotonic() + GATHER_S
+        while time.monotonic() < until and not self.leaving.wait(LOOK_S):
+            self.seen = looker.look()
+            self._show(self.seen)
+            if all(device["release"] >= 0 for device in self.seen["devices"]):
+                return
+
+    def _begin(self, registry: Registry) -> None:
+        """Set the policy, by which rounds begin; the same one again changes nothing."""
+        base = load_base(self._box.base)
         rate = self._wanted.rate or find("core").default_rate
         policy = self._wanted.policy(base.digest, base.record.rank, rate)
         registry.policy.set(policy, why="fleet up", actor=ACTOR)
@@ -227,15 +254,20 @@ def specs_of(
     """
     words = ["server", "up", "--folder", str(box.server.path), "--format", "json"]
     surroundings = {**SURROUNDINGS, **environment, "PYTHONUNBUFFERED": "1"}
-    common: Json = {"environment": surroundings, "backoff": BACKOFF, "stop_s": STOP_S}
+    common: Json = {"backoff": BACKOFF, "stop_s": STOP_S}
+    command = [_program("fleet"), *words]
     specs = [
-        Spec(SERVER, [_program("fleet"), *words], final=partial(_final, SERVER), **common),
+        Spec(SERVER, command, environment=surroundings, final=partial(_final, SERVER), **common)
     ]
+    surroundings = {**DEVICE_SURROUNDINGS, **surroundings}
     for name in names:
         own = ["run", "--state", str(box.device(name)), "--format", "json"]
         gate = partial(_Gate, enrolled)
         command = [_program("fleet-device"), *own]
-        specs.append(Spec(name, command, gate=gate, final=partial(_final, name), **common))
+        final = partial(_final, name)
+        specs.append(
+            Spec(name, command, environment=surroundings, gate=gate, final=final, **common)
+        )
     return specs
 
 

@@ -36,6 +36,8 @@ class Wanted:
         windows: Most windows of a device to train on, and as many to be judged on; 0 for all.
         evaluate_every: Rounds between evaluations; 0: the last of ``rounds``, else every one.
         deadline_s: Seconds from the opening of a round to its close.
+        control: ``HOST:PORT`` of the control API; empty: a port of loopback that is free when the
+            box is made.
     """
 
     devices: int = 5
@@ -49,6 +51,7 @@ class Wanted:
     windows: int = 0
     evaluate_every: int = 0
     deadline_s: float = 600.0
+    control: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.devices <= LARGEST_BOX:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fleet.errors import InputError
 from server.control.cli.render import Format, FormatOption, emit
-from simulations.cli import bench_growth, bench_peft, bench_simulate
+from simulations.cli import bench_drift, bench_fleet, bench_growth, bench_peft, bench_simulate
 
 if TYPE_CHECKING:
     from simulations.benchmarks.training import Setting
@@ -76,6 +76,8 @@ def bridge(
 
 
 app.command(help=bench_peft.HELP, epilog=bench_peft.EPILOG)(bench_peft.peft)
+app.command(help=bench_fleet.HELP, epilog=bench_fleet.EPILOG)(bench_fleet.fleet)
+app.command(help=bench_drift.HELP, epilog=bench_drift.EPILOG)(bench_drift.drift)
 app.command(help=bench_growth.HELP, epilog=bench_growth.EPILOG)(bench_growth.growth)
 app.command(help=bench_simulate.HELP, epilog=bench_simulate.EPILOG)(bench_simulate.simulate)
 

@@ -21,7 +21,7 @@ from simulations.traces.table import field_cells, field_headings
 if TYPE_CHECKING:
     from simulations.simulate import Run
 
-__all__ = ["app"]
+__all__ = ["app", "rates_of"]
 
 app = typer.Typer(add_completion=False)
 
@@ -45,13 +45,18 @@ fleet simulate --devices 200 --cohort 20 --trace nightly --target-f1 0.9
 
 fleet simulate --devices 20 --rule trimmed:0.2
 
+fleet simulate --scenario sensor-moves --strategies frozen,core,core+replay
+
+fleet simulate --scenario ninety-days --strategies core --out runs/ninety
+
 fleet simulate --out runs/hapt --resume
 """
 
 # Flags that change no bit of a result, so that a run may go on with others.
 WHERE = {"workers", "ray_address"}
 # Flags that name what a run is; with --resume they come from the run itself.
-NOT_CONFIG = {"methods", "rate", "engine", "resume", "form", "out", *WHERE}
+SCENARIO = {"scenario", "strategies", "option"}
+NOT_CONFIG = {"methods", "rate", "engine", "resume", "form", "out", *WHERE, *SCENARIO}
 
 
 @app.command(help=HELP, epilog=EPILOG)
@@ -103,6 +108,24 @@ def simulate(
     rate: Annotated[
         list[str] | None,
         typer.Option(help="METHOD=RATE; repeatable. Methods without one are rehearsed."),
+    ] = None,
+    scenario: Annotated[
+        str,
+        typer.Option(
+            help="What happens to the fleet over months: a name that fleet scenario list shows, or "
+            "a TOML file. Then the scenario says devices, rounds and shifts."
+        ),
+    ] = "",
+    strategies: Annotated[
+        str,
+        typer.Option(help="With --scenario, by comma: how the fleet goes on learning."),
+    ] = "frozen,core,core+replay+personal",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --scenario: KEY=VALUE of what devices do beside plain training, for all "
+            "strategies; repeatable. Keys are in docs/continual.md."
+        ),
     ] = None,
     cohort: Annotated[int, typer.Option(help="Devices per round; 0 for all.")] = 0,
     rule: Annotated[
@@ -186,9 +209,12 @@ def simulate(
     form: FormatOption = Format.table,
 ) -> None:
     """Run the main job and print what it came to."""
+    from simulations.cli.scenario_run import run_scenario
     from simulations.simulate import open_run
     from simulations.simulate import simulate as run_simulation
 
+    if run_scenario(context, out, resume=resume, form=form):
+        return
     run = _run(context, out, resume)
     run = open_run(run, resume=resume)
     with _display(form) as progress:
@@ -217,7 +243,7 @@ def _run(context: typer.Context, out: Path | None, resume: bool) -> Run:
     # The callback has an Engine, the context still its name.
     engine = Engine(context.params["engine"])
     names = tuple(dict.fromkeys(m.strip() for m in context.params["methods"].split(",") if m))
-    rates = _rates(context.params["rate"] or [])
+    rates = rates_of(context.params["rate"] or [])
     return Run(config, names, rates, engine, **_where(context))
 
 
@@ -247,7 +273,12 @@ def _where(context: typer.Context) -> dict[str, Any]:
     return {name: context.params[name] for name in WHERE}
 
 
-def _rates(given: list[str]) -> dict[str, float]:
+def rates_of(given: list[str]) -> dict[str, float]:
+    """Read ``METHOD=RATE`` flags.
+
+    Raises:
+        InputError: ``rate``.
+    """
     rates = {}
     for text in given:
         name, _, value = text.partition("=")

@@ -70,6 +70,10 @@ def up(
     deadline_s: Annotated[
         float, typer.Option(min=1.0, help="Seconds from the opening of a round to its close.")
     ] = 600.0,
+    control: Annotated[
+        str,
+        typer.Option(help="HOST:PORT for operators elsewhere; default: a free one of loopback."),
+    ] = "",
     form: FormatOption = Format.table,
 ) -> int:
     """Run a whole fleet on this machine: the real server and real device agents on loopback.
@@ -91,6 +95,7 @@ def up(
         windows=windows_per_device,
         evaluate_every=evaluate_every,
         deadline_s=deadline_s,
+        control=control,
     )
     with ExitStack() as stack:
         place = folder.expanduser().absolute() if folder else None
@@ -111,10 +116,13 @@ def up(
 
 
 def _run(wanted: Any, box: Any, form: Format) -> tuple[dict[str, Any] | None, bool]:
+    import torch
+
     from simulations.box.making import make_box
     from simulations.box.running import run_box
     from simulations.cli.display import Display
 
+    torch.set_num_threads(1)  # networks this small lose time on more
     visible = form is Format.table
     with Display(visible=visible) as progress:
         names = make_box(wanted, box, progress, datetime.now().astimezone())

@@ -5,89 +5,39 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
-import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.docker.reading import (
+    EXACT,
+    KNOWN,
+    ROOT,
+    Instruction,
+    arguments,
+    bases,
+    copied,
+    instructions,
+    parses,
+    read,
+    runs,
+    shell_of,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-KNOWN = {
-    *("ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "FROM", "HEALTHCHECK", "RUN", "USER"),
-    *("VOLUME", "WORKDIR"),
-}
-EXACT = re.compile(r"^[a-z0-9./_-]+:[A-Za-z0-9._-]*\d+\.\d+[A-Za-z0-9._-]*(@sha256:[0-9a-f]{64})?$")
 
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """One instruction: its word and all that follows, continued lines joined."""
-
-    word: str
-    rest: str
-
-
-def instructions(text: str) -> list[Instruction]:
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
-    joined = "\n".join(lines).replace("\\\n", " ")
-    return [
-        Instruction(*line.strip().split(None, 1)) for line in joined.splitlines() if line.strip()
-    ]
-
-
-def read(path: Path) -> list[Instruction]:
-    return instructions(path.read_text())
-
-
-def arguments(found: list[Instruction]) -> dict[str, str]:
-    """The build arguments of a file with their defaults."""
-    pairs = (each.rest.partition("=") for each in found if each.word == "ARG")
-    return {name: default.strip('"') for name, _, default in pairs}
-
-
-def bases(found: list[Instruction]) -> list[str]:
-    """The images that a file starts from, its own stages left out, defaults put in."""
-    stages, images = set(), []
-    for each in found:
-        if each.word != "FROM":
-            continue
-        words = each.rest.split()
-        image = re.sub(r"\$\{(\w+)\}", lambda m: arguments(found)[m[1]], words[0])
-        if image not in stages:
-            images.append(image)
-        if len(words) == 3:
-            stages.add(words[2])
-    return images
-
-
-def copied(found: list[Instruction]) -> list[str]:
-    """What is copied from the build context."""
-    lines = [each.rest.split() for each in found if each.word == "COPY"]
-    return [
-        source
-        for line in lines
-        if not any(word.startswith("--from=") for word in line)
-        for source in [word for word in line if not word.startswith("--")][:-1]
-    ]
-
-
-def shell_of(each: Instruction) -> str:
-    return re.sub(r"^(--\w+(=\S+)?\s+)+", "", each.rest)
-
-
-def runs(found: list[Instruction]) -> list[str]:
-    return [shell_of(each) for each in found if each.word == "RUN"]
+every_device = pytest.mark.parametrize(
+    "path", [path for path in FILES if path.name.startswith("device")], ids=lambda path: path.name
+)
 
 
 def test_a_wrong_file_would_be_seen() -> None:
@@ -102,12 +52,9 @@ def test_a_wrong_file_would_be_seen() -> None:
     assert not parses("if true")
 
 
-def parses(shell: str) -> bool:
-    return subprocess.run(["bash", "-n"], input=shell, text=True, check=False).returncode == 0
-
-
-def test_both_kinds_of_device_have_an_image() -> None:
-    assert [path.name for path in FILES] == ["device-jetson.Dockerfile", "device.Dockerfile"]
+def test_both_kinds_of_device_and_the_server_have_an_image() -> None:
+    names = ["device-jetson.Dockerfile", "device.Dockerfile", "server.Dockerfile"]
+    assert [path.name for path in FILES] == names
 
 
 @every_file
@@ -132,8 +79,9 @@ def test_every_pinned_program_has_a_whole_version(path: Path) -> None:
     assert all(re.fullmatch(r"\d+\.\d+\.\d+", value) for value in pinned.values()), pinned
 
 
-def test_the_cpu_image_has_the_torch_that_is_tested() -> None:
-    given = arguments(read(ROOT / "docker" / "device.Dockerfile"))
+@pytest.mark.parametrize("name", ["device.Dockerfile", "server.Dockerfile"])
+def test_an_image_for_the_cpu_has_the_torch_that_is_tested(name: str) -> None:
+    given = arguments(read(ROOT / "docker" / name))
     assert f"torch=={given['TORCH_VERSION']}\n" in (ROOT / "constraints.txt").read_text()
 
 
@@ -155,7 +103,7 @@ def test_nothing_that_pip_or_apt_downloaded_stays_behind(path: Path) -> None:
         assert "apt-get install" not in line or "rm -rf /var/lib/apt/lists/*" in line, line
 
 
-@every_file
+@every_device
 def test_only_the_tested_script_installs_the_two_halves(path: Path) -> None:
     text = "\n".join(runs(read(path)))
     halves = re.findall(r"/src/scripts/install-device\.sh --extras (\w+)", text)
@@ -178,7 +126,7 @@ def test_it_ends_as_a_user_of_its_own_with_state_in_a_volume(path: Path) -> None
     assert [each.rest for each in found if each.word == "VOLUME"] == ["/var/lib/corefleet"]
 
 
-@every_file
+@every_device
 def test_what_it_runs_is_a_command_of_the_product_below_a_real_init(path: Path) -> None:
     found = {each.word: each.rest for each in read(path)}
     start = json.loads(found["ENTRYPOINT"])

@@ -83,26 +83,18 @@ def test_a_torch_that_is_not_the_one_before_is_an_error(tmp_path: Path, torch: P
     assert "torch was changed" in done.stderr
 
 
-def test_the_pins_of_an_image_do_not_bind_the_environment_of_its_own(
+def test_numpy_stays_of_its_generation_and_the_pins_of_an_image_do_not_bind_its_own_environment(
     tmp_path: Path, torch: Path
 ) -> None:
     pins = tmp_path / "constraint.txt"
     pins.write_text("stub==0.5\n")
-    wheels = write_half(tmp_path / "wheels", "agent")
-    done = agent(tmp_path, wheels, torch, {"PIP_CONSTRAINT": str(pins)})
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_numpy_of_the_first_generation_is_not_replaced_by_one_of_the_second(
-    tmp_path: Path, torch: Path
-) -> None:
     about = torch / "numpy-1.21.5.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 1.21.5\n")
     wheels = write_half(tmp_path / "wheels", "agent", requires=["numpy>=1.26"])
     write_wheel(wheels, "numpy", "1.26.4", {"numpy/__init__.py": ""})
     write_wheel(wheels, "numpy", "2.2.6", {"numpy/__init__.py": ""})
-    done = agent(tmp_path, wheels, torch)
+    done = agent(tmp_path, wheels, torch, {"PIP_CONSTRAINT": str(pins)})
     assert done.returncode == 0, done.stderr
     (own,) = (tmp_path / "agent").glob("lib/python3*/site-packages")
     assert [path.name for path in own.glob("numpy-*")] == ["numpy-1.26.4.dist-info"]

@@ -11,7 +11,10 @@ from clients import bridge
 from fleet.adapt.network import folded_network
 from fleet.errors import RoundError
 from fleet.federate.admission import Reason
+from fleet.federate.proof import proof_of
 from fleet.federate.releases import Release, first_release
+from fleet.federate.signing import make_key, public_keys, public_of, sign
+from fleet.federate.wire import decode_plan
 from fleet.peft.core import core
 from server import coordinator as c
 from server.app import task_of
@@ -42,6 +45,37 @@ def test_a_run_ends_after_its_rounds_with_a_chain_of_releases(setting: Setting) 
     assert sorted(kept.evaluations) == [0, 1, 2, 3]
     assert all(sorted(e) == sorted(setting.people.devices) for e in kept.evaluations.values())
     assert len(kept.answers) == 9
+
+
+def test_a_run_with_a_key_proves_whose_every_plan_and_release_is(setting: Setting) -> None:
+    key, proven = make_key(), dict[str, set[int]]()
+    keys = public_keys(public_of(key))
+    task = task_of(setting.make_config(), setting.base, core, RATE)
+    start = first_release(setting.base, "core", task.layout)
+    kept, grid = Kept(), setting.grid()
+    shell = Shell(grid, grid.clock, grid.wait, kept, "core", sign=lambda r: sign(r, key))
+    known = [start, *kept.releases]
+
+    def look(messages: Iterable[Message]) -> Iterable[str]:
+        messages, known[1:] = list(messages), kept.releases
+        for message in messages:
+            kind = message.metadata.message_type
+            if kind == "query.status":
+                continue
+            payload = payload_of(message.content)
+            number = payload.config.get("release")
+            number = decode_plan(payload).release if kind == "train" else number
+            proof = proof_of(payload.config)
+            assert proof is not None
+            assert proof.signer(next(r for r in known if r.number == number), keys)
+            proven.setdefault(kind, set()).add(int(str(number)))
+        return push(messages)
+
+    push, grid.push_messages = grid.push_messages, look  # type: ignore[method-assign]
+    shell.run(c.begin(c.Rules(2), task, start))
+    shell.asking.serving = dict(shell.asking.nodes)  # as if they had said that they serve
+    shell.serve(kept.releases[-1], 60.0)
+    assert proven == {"train": {0, 1}, "evaluate": {0, 1, 2}, "query.release": {2}}
 
 
 def test_every_nth_round_the_first_and_the_last_are_evaluated(setting: Setting) -> None:

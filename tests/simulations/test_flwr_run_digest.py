@@ -13,7 +13,8 @@ from simulations.simulate import Run, open_run, simulate
 from tests.flower_processes import Setting, flower_simulation
 from tests.simulations.tiny_fleet import MakeConfig
 
-pytestmark = pytest.mark.e2e
+# What the default suite has of this: a run by `--engine ray`, which is given its base.
+pytestmark = [pytest.mark.e2e, pytest.mark.deployment]
 
 APP = Path(__file__).resolve().parents[2]
 ROUNDS = 2

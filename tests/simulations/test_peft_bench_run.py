@@ -243,15 +243,19 @@ class Interrupting(Told):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_run_goes_on_with_two_workers_to_what_one_process_came_to(
-    work: Work, folder: Path, tmp_path: Path
+# Workers are processes of some seconds; that they do what this one does is with the slow tests.
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.faults)])
+def test_an_interrupted_run_goes_on_to_what_one_process_came_to(
+    work: Work, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "Workers", Inline)
         with pytest.raises(KeyboardInterrupt):
             execute(work, tmp_path, 1, Interrupting())
+    if workers == 1:
+        monkeypatch.setattr(run_module, "Workers", Inline)
     told = Told()
-    records = execute(work, tmp_path, 2, told)
+    records = execute(work, tmp_path, workers, told)
     assert told.stages == {"bases": 0, "rates": 2, "cells": 3}
     assert without_times(records) == without_times(read_cells(work, folder))
     assert read_rates(work, tmp_path) == read_rates(work, folder)

@@ -15,10 +15,12 @@ from clients.agent.answering.held import Held
 from clients.agent.answering.labelled import counted, labelled
 from clients.agent.answering.releases import Releases
 from clients.agent.answering.training import Training
+from clients.agent.answering.trust import Trust
 from clients.agent.answering.world import World
 from clients.agent.config import DECISIONS_FILE, DeviceConfig
 from clients.agent.decisions import DecisionLog
 from clients.agent.learner import Learner, judged, metrics_of, opened, workbench
+from clients.agent.serving.kept import KeptRelease
 from clients.link.records import STOPPING, Answer, Metrics, Request
 from fleet.errors import FleetError, InputError, MismatchError, RoundError, StorageError
 from fleet.federate.records import DeviceStatus, Plan
@@ -52,7 +54,8 @@ class Agent:
         self.name = config().name
         # Made now and not in a message's thread: torch.fx patches modules while it traces them.
         self._bench = workbench(held.serving.held.base)
-        self.releases = Releases(held.serving, held.store, world.say)
+        self.trust = Trust(held, config, world)
+        self.releases = Releases(held.serving, held.store, world.say, self.trust.check)
         log = DecisionLog(held.state / DECISIONS_FILE)
         self.training = Training(held.store, config, log, world)
 
@@ -138,7 +141,7 @@ class Agent:
 
     def _trained(self, plan: Plan, request: Request, until: float) -> Payload:
         _, state = opened(request.payload, self._bench)
-        release = self._held.serving.take_plan(plan, request.payload)
+        release = self._held.serving.take_plan(plan, request.payload, self._vouch(request))
         if self.releases.ahead(release):
             self.releases.bring(release)
         # The caller may give up sooner; its next message for this plan finds the answer.
@@ -148,6 +151,9 @@ class Agent:
 
     def _evaluate(self, request: Request) -> Metrics:
         state = judged(request.payload, self._bench)
+        if self.trust.wanted:
+            method = str(request.payload.config.get("method"))
+            self._vouch(request)(self._held.serving.told(request.payload, method))
         with self._alone("an evaluation", self._world.cadence.busy_s):
             base = self._bench.base
             windows = labelled(self._held.store, base.record).windows
@@ -164,11 +170,15 @@ class Agent:
         if not isinstance(method, str):
             raise MismatchError("release-method", "a release names its method", "")
         with self._alone("a release", self._world.cadence.busy_s):
-            release = self._held.serving.catch_up(request.payload, method)
+            vouch = self._vouch(request)
+            release = self._held.serving.catch_up(request.payload, method, vouch)
             outcome = self.releases.bring(release)
         if outcome.served is None or outcome.served.state != release.state.digest:
             raise RoundError(outcome.reason, outcome.detail)
         return self.status()
+
+    def _vouch(self, request: Request) -> Callable[[KeptRelease], KeptRelease]:
+        return lambda release: self.trust.vouch(release, request.payload.config)
 
     @contextmanager
     def _alone(self, what: str, limit_s: float) -> Iterator[None]:

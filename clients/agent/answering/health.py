@@ -10,6 +10,7 @@ import numpy as np
 
 from clients.agent.answering.held import Held
 from clients.agent.answering.releases import OUTCOME
+from clients.agent.answering.trust import REFUSED
 from clients.agent.answering.world import World
 from clients.agent.power.readings import QUANTITIES
 from fleet.federate.wire import Payload, Scalar
@@ -28,6 +29,7 @@ def health_of(held: Held, world: World, doing: str) -> Payload:
     readings = world.read()
     served, counts = held.serving.served, held.store.windows.counts()
     outcome = held.store.state.get(OUTCOME) or {}
+    refused = held.store.state.get(REFUSED) or {}
     entries = held.store.journal.entries(newest=1)
     known: dict[str, Any] = {name: getattr(readings, name) for name in QUANTITIES}
     known |= {
@@ -38,6 +40,8 @@ def health_of(held: Held, world: World, doing: str) -> Payload:
         "serves": served.digest if served else "",
         "release-outcome": outcome.get("reason"),
         "release-detail": outcome.get("detail"),
+        "release-refused": refused.get("reason"),
+        "release-refused-detail": refused.get("detail"),
         "last-training": entries[-1].event if entries else None,
         "windows": sum(counts.values()),
         "labelled": sum(n for (_, label), n in counts.items() if label is not None),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from clients.agent.answering.labelled import probe_of
+from clients.agent.answering.trust import UNSIGNED
 from clients.agent.answering.world import Say
 from clients.agent.serving.kept import KeptRelease
 from clients.agent.serving.probe import Probe
@@ -35,12 +37,16 @@ class Releases:
         serving: The model folder.
         store: Holds what is wanted, and the windows of the probe.
         say: Told what became of it.
+        check: Raises when a release of the store may not be served now.
     """
 
-    def __init__(self, serving: Serving, store: Store, say: Say) -> None:
+    def __init__(
+        self, serving: Serving, store: Store, say: Say, check: Callable[[KeptRelease], None]
+    ) -> None:
         self._serving = serving
         self._store = store
         self._say = say
+        self._check = check
         self._outlived = ""
 
     @property
@@ -94,9 +100,14 @@ class Releases:
             if self._tries(wanted) >= MOST_TRIES:
                 self._give_up(wanted)
                 return None
-            return self.bring(self._serving.held.kept(wanted))
+            kept = self._serving.held.kept(wanted)
+            # It may be from before a key was pinned, or of a key that is pinned no more.
+            self._check(kept)
+            return self.bring(kept)
         except FleetError as error:
             self._say("release.kept", name=wanted, reason=error.code, detail=error.message)
+            if error.code == UNSIGNED:
+                self._store.state.put(WANTED, None)
             return None
 
     def _tries(self, name: str) -> int:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clients.agent.cli.render import DEFAULT_STATE, Format, FormatOption, StateOption, emit
-from clients.agent.config import DECISIONS_FILE, PUBLIC_KEY, load_config
+from clients.agent.config import DECISIONS_FILE, PUBLIC_KEY, DeviceConfig, load_config
 from clients.agent.decisions import DecisionLog
+from clients.agent.pinned import pinned_keys, refusals_of
 from clients.agent.supervise.plan import PROGRAM
 from fleet.errors import FleetError, InputError
 from fleet.supervise.record import standing, standing_line
@@ -39,6 +40,7 @@ def status(state: StateOption = DEFAULT_STATE, form: FormatOption = Format.table
         "has_key": (state / PUBLIC_KEY).is_file(),
         "run": standing(state),
         "served": _served(state),
+        "releases": _trusted(config, state),
         "store": _counts(state),
         "last_decision": DecisionLog(state / DECISIONS_FILE).last(),
     }
@@ -99,6 +101,13 @@ def _served(state: Path) -> dict[str, Any] | None:
     return None if pointer is None else pointer.model_dump(mode="json")
 
 
+def _trusted(config: DeviceConfig, state: Path) -> dict[str, Any]:
+    try:
+        return {"keys": list(pinned_keys(config, state)), "problem": None}
+    except FleetError as error:
+        return {"keys": [], "problem": error.message}
+
+
 def _counts(state: Path) -> dict[str, Any] | None:
     from clients.agent.doctor.integrity import STORE, present
 
@@ -135,11 +144,22 @@ def _show_status(console: Console, data: dict[str, Any]) -> None:
         "running": standing_line(data["run"], PROGRAM),
         "key": "there" if data["has_key"] else "none: fleet-device init",
         "serves": f"release {served['number']}, {served['digest'][:12]}…" if served else "nothing",
+        "release key": _trust_line(data["releases"], store),
         "store": _store_line(store),
         "last decision": _decision_line(last),
     }
     for key, value in rows.items():
         console.print(f"{key:<14} {value}", markup=False, soft_wrap=True)
+
+
+def _trust_line(found: dict[str, Any], store: dict[str, Any] | None) -> str:
+    if found["problem"]:
+        line = f"no release is taken: {found['problem']}"
+    else:
+        line = " or ".join(found["keys"]) or "none: releases are not verified"
+    refused = refusals_of((store or {}).get("counters", {}))
+    told = ", ".join(f"{reason} {count}" for reason, count in refused.items())
+    return f"{line}; refused so far: {told}" if told else line
 
 
 def _store_line(store: dict[str, Any] | None) -> str:

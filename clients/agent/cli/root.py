@@ -56,6 +56,7 @@ COMMANDS: Mapping[str, Verb] = {
         "clients.agent.cli.run:run", "Run the agent and its SuperNode, and keep them running."
     ),
     "status": Verb("clients.agent.cli.health:status", "Say what is known of this device."),
+    "trust": Verb("clients.agent.cli.trust:trust", "Pin the key that signs releases, or show it."),
 }
 
 

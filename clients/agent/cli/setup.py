@@ -24,8 +24,10 @@ from clients.agent.config import (
     render_config,
     save_config,
 )
+from clients.agent.pinned import pin, pinned_keys, read_keys
 from clients.agent.service import AGENT_MODULE, Host, units_of
 from fleet.errors import InputError, StorageError, UnavailableError
+from fleet.federate.signing import public_keys
 from fleet.files import atomic_path, write_text
 
 if TYPE_CHECKING:
@@ -46,6 +48,10 @@ def init(
         Path | None, typer.Option(help="Root certificate of the server; it is copied.")
     ] = None,
     base: Annotated[Path | None, typer.Option(help="File of the base; it is copied.")] = None,
+    release_key: Annotated[
+        Path | None,
+        typer.Option(help="The server's release-key.pub: releases it did not sign are refused."),
+    ] = None,
     agent_python: Annotated[
         str, typer.Option(help="Python that has the device's torch; default: this one.")
     ] = "",
@@ -61,11 +67,14 @@ def init(
     from clients.agent.keys import make_keys
 
     state = state.expanduser().absolute()
-    _check_given(root_certificate, base)
+    _check_given(root_certificate, base, release_key)
+    keys = public_keys(read_keys(release_key)) if release_key is not None else None
     origin = str(base.absolute()) if base is not None else ""
     wanted = _wanted(_name(name, state), server, origin, agent_python, bridge_python)
     _make_folder(state)
     config = _settled(wanted, state)
+    if keys is not None:
+        config = _pinned(keys, config, state)
     if not (state / PRIVATE_KEY).exists():
         make_keys(state, config.name)
     _copied(root_certificate, config.certificate_path(state))
@@ -77,13 +86,15 @@ def init(
         "config": str(state / CONFIG_FILE),
         "public_key": str(state / PUBLIC_KEY),
         "server": config.server,
+        "release_key": config.release_key,
     }
     emit(data, form, lambda console: _show(console, data, "Next: fleet-device enroll"))
 
 
 init.examples = (  # type: ignore[attr-defined]  # the root prints it under the help
     "Examples:\n\nfleet-device init --name kitchen-1\n\n"
-    "fleet-device init --name jetson-00 --server fleet.example:443 --root-certificate ca.crt\n\n"
+    "fleet-device init --name jetson-00 --server fleet.example:443 --root-certificate ca.crt"
+    " --release-key release-key.pub\n\n"
     "Next: fleet-device enroll"
 )
 
@@ -206,6 +217,18 @@ def _settled(wanted: DeviceConfig, state: Path) -> DeviceConfig:
     if wanted.server not in ("", present.server):
         note(f"{CONFIG_FILE} is kept: its server is {present.server or 'none'}; edit it there.")
     return present
+
+
+def _pinned(keys: dict[str, bytes], config: DeviceConfig, state: Path) -> DeviceConfig:
+    """Pin the keys, unless others are pinned: whom a device trusts is not changed in passing."""
+    before = pinned_keys(config, state)
+    if before and list(before) != list(keys):
+        raise InputError(
+            "release-key-pinned",
+            f"{config.name} takes releases by {', '.join(before)}, not by {', '.join(keys)}",
+            "Change it on purpose: fleet-device trust release-key.pub --yes",
+        )
+    return pin(keys, config, state)
 
 
 def _install_base(base: Path, state: Path) -> None:

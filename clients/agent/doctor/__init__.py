@@ -21,6 +21,7 @@ from clients.agent.doctor.machine import (
     check_python,
     check_torch,
 )
+from clients.agent.doctor.releases import check_release_key
 from clients.agent.doctor.running import check_agent
 from clients.agent.doctor.server import CONNECT_LIMIT_S, check_server
 from fleet.errors import FleetError
@@ -37,6 +38,7 @@ CHECKS: tuple[Check, ...] = (
     Check("clock", LOCAL_LIMIT_S, check_clock),
     Check("key", LOCAL_LIMIT_S, check_key),
     Check("certificate", LOCAL_LIMIT_S, check_certificate),
+    Check("release-key", LOCAL_LIMIT_S, check_release_key),
     Check("server", CONNECT_LIMIT_S + SLACK_S, check_server),
     Check("store", LOCAL_LIMIT_S, check_store),
     Check("torch", TORCH_LIMIT_S + SLACK_S, check_torch),

@@ -33,6 +33,8 @@ class KeptRelease:
         method: What was trained, see ``fleet.peft``; empty for the bare base.
         state: Cumulative core state relative to the base, float32.
         published: The release's own digest; empty when the state came alone.
+        signed_by: Id of the pinned key that signed it, see ``fleet.federate.signing.key_id``;
+            empty when that was not verified.
     """
 
     number: int
@@ -41,11 +43,23 @@ class KeptRelease:
     method: str
     state: CoreState
     published: str = ""
+    signed_by: str = ""
 
     @property
     def name(self) -> str:
         """Name of its files."""
         return release_name(self.number, self.state.digest)
+
+    @property
+    def moved(self) -> bool:
+        """Whether it is anything but the base itself, which the device was given by hand."""
+        return self.number != 0 or bool(self.state.flat().any())
+
+    def same_content(self, other: KeptRelease) -> bool:
+        """Tell whether a merge of either gives the same, whatever else is known of them."""
+        own = (self.number, self.base, self.frame, self.method, self.state.digest)
+        its = (other.number, other.base, other.frame, other.method, other.state.digest)
+        return own == its
 
     @classmethod
     def bare(cls, base: Base) -> KeptRelease:
@@ -114,6 +128,7 @@ def save_kept(release: KeptRelease, path: Path) -> None:
         "method": release.method,
         "state": release.state.digest,
         "published": release.published,
+        "signed_by": release.signed_by,
     }
     write_bundle(path, release.state.arrays, record)
 
@@ -135,6 +150,7 @@ def load_kept(path: Path) -> KeptRelease:
             str(record["method"]),
             CoreState.of(tensors),
             str(record["published"]),
+            str(record.get("signed_by", "")),  # files from before there were signatures
         )
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError("release-damaged", f"{path} is no whole release: {error}", "") from error

@@ -10,6 +10,7 @@ and one of old and new.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
@@ -28,6 +29,11 @@ from fleet.federate.wire import Payload, decode_state
 __all__ = ["KEEP_RELEASES", "Serving"]
 
 KEEP_RELEASES = 8
+Vouch = Callable[[KeptRelease], KeptRelease]
+
+
+def _as_it_came(release: KeptRelease) -> KeptRelease:
+    return release
 
 
 class Serving:
@@ -88,29 +94,47 @@ class Serving:
         """
         return self._take(KeptRelease.of_release(release))
 
-    def catch_up(self, message: Payload, method: str) -> KeptRelease:
+    def catch_up(self, message: Payload, method: str, vouch: Vouch = _as_it_came) -> KeptRelease:
         """Keep what a catch-up message brings: one core-sized array, whatever was missed.
+
+        Args:
+            message: The message.
+            method: What was trained.
+            vouch: Verifies whose the release is before it is kept; raises when it may not be.
 
         Raises:
             MismatchError: When the message is for another base, frame, layout or wire format.
             StorageError: When it could not be written.
         """
-        kept = KeptRelease.of_message(message, self.held.base, self.held.layout(method), method)
-        return self._take(kept)
+        return self._take(vouch(self.told(message, method)))
 
-    def take_plan(self, plan: Plan, message: Payload) -> KeptRelease:
+    def told(self, message: Payload, method: str) -> KeptRelease:
+        """Read a message about a release and keep nothing.
+
+        Raises:
+            MismatchError: As :meth:`catch_up`.
+        """
+        return KeptRelease.of_message(message, self.held.base, self.held.layout(method), method)
+
+    def take_plan(self, plan: Plan, message: Payload, vouch: Vouch = _as_it_came) -> KeptRelease:
         """Keep the release that a train message starts from.
 
         Args:
             plan: The message's plan.
             message: The message; its array is the release's core state.
+            vouch: As of :meth:`catch_up`.
 
         Raises:
             MismatchError: When plan, state and base do not belong together.
             StorageError: When it could not be written.
         """
         state = decode_state(message, self.held.layout(plan.method))
-        return self._take(KeptRelease.of_plan(plan, state))
+        return self._take(vouch(KeptRelease.of_plan(plan, state)))
+
+    def stored(self, release: KeptRelease) -> KeptRelease | None:
+        """Return what is kept of a release with this very content; None when nothing is."""
+        held = _readable(self.folder.release_file(release.name))
+        return held if held is not None and held.same_content(release) else None
 
     def promote(self, release: KeptRelease, probe: Probe | None = None) -> Promotion:
         """Serve a release if it is whole and the probe lets it pass; else leave what is served.
@@ -137,9 +161,9 @@ class Serving:
         self.held.check_fits(release)
         with self.locked():
             path = self.folder.release_file(release.name)
-            held = _readable(path)
+            held = self.stored(release)
             # The same state may come again with less known of it, or with more.
-            if held is not None and (held.published or not release.published):
+            if held is not None and _knows(held, release):
                 release = held
             else:
                 save_kept(release, path)
@@ -209,6 +233,13 @@ class Serving:
             served=self.served,
             probe=probe,
         )
+
+
+def _knows(held: KeptRelease, release: KeptRelease) -> bool:
+    """Tell whether what is kept says all that is known of the same release now."""
+    digest = held.published or not release.published
+    signer = held.signed_by == release.signed_by or not release.signed_by
+    return bool(digest and signer)
 
 
 def _readable(path: Path) -> KeptRelease | None:

@@ -51,10 +51,16 @@ def reach_of(touches: dict[str, Any]) -> str:
     """Return a blast radius in words."""
     named = ", ".join(touches["devices"][:NAMED])
     more = ", …" if touches["device_count"] > NAMED else ""
-    count = touches["device_count"]
-    words = [f"{count} device{'' if count == 1 else 's'}" + (f" ({named}{more})" if named else "")]
+    count, certificates = touches["device_count"], touches.get("certificates", ())
+    words = [f"{_counted(count, 'device')}" + (f" ({named}{more})" if named else "")]
+    if certificates:
+        words = [f"{_counted(len(certificates), 'certificate')} ({', '.join(certificates)})"]
     for noun in ("releases", "rounds"):
         if touches[noun]:
             one = noun if len(touches[noun]) > 1 else noun[:-1]
             words.append(f"{one} {', '.join(map(str, touches[noun]))}")
     return "; ".join(words)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -147,6 +147,11 @@ def enroll(
     with reach.open() as verbs:
         data = verbs.ask(asked).data
     text = f"{name} is enrolled" + (f" as node {data['node']}" if data["node"] else "")
+    if data.get("release_key"):
+        text += (
+            "\nNext, on the device, with the server's release-key.pub:"
+            " fleet-device trust release-key.pub"
+        )
     emit(data, form, lambda console: told(console, text))
 
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import getpass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from server.control import requests as r
+from server.control.cli.asking import (
+    DryRunOption,
+    WhyOption,
+    YesOption,
+    confirmed,
+    fresh_key,
+    reach_of,
+)
+from server.control.cli.folder import FolderOption, folder_of, now
+from server.control.cli.reaching import reaching
 from server.control.cli.render import Format, FormatOption, emit
-from server.control.cli.server import FolderOption, folder_of
-from server.control.cli.tables import lines
+from server.control.cli.tables import draw, lines, told
+from server.control.reach import Reach
 from server.control.roles import Role
 from server.service.folder import DEFAULT_FOLDER
 
@@ -18,10 +29,12 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
+COLUMNS = ("name", "role", "state", "issued", "expires_at=expires", "revoked", "serial")
+
 
 @app.callback()
 def group() -> None:
-    """Make certificates for operators."""
+    """Make certificates for operators, list them and take them back."""
 
 
 @app.command(
@@ -39,8 +52,45 @@ def issue(
     form: FormatOption = Format.table,
 ) -> None:
     """Make a key and a certificate for an operator; only on the server's own machine."""
-    from server.control.issuing import issued
+    from server.control.issuing import Issue, issued
 
-    now = datetime.now().astimezone()
-    data = issued(folder_of(folder), name, role, out.expanduser().absolute(), connect, now)
+    wanted = Issue(name, role, out.expanduser().absolute(), connect)
+    data = issued(folder_of(folder), wanted, getpass.getuser(), now())
     emit(data, form, lambda console: lines(console, data, tuple(data)))
+
+
+@app.command("list", epilog="Example:\n\nfleet operator list")
+@reaching
+def list_(reach: Reach, form: FormatOption = Format.table) -> None:
+    """List all certificates: whose, for what, from when to when, and which were taken back."""
+    with reach.open() as verbs:
+        data = verbs.ask(r.OperatorList()).data
+    emit(data, form, lambda console: draw(console, data["operators"], COLUMNS))
+
+
+@app.command(
+    epilog="Examples:\n\nfleet operator revoke anna --dry-run\n\n"
+    "fleet operator revoke anna --why 'left us' --yes"
+)
+@reaching
+def revoke(
+    reach: Reach,
+    operator: Annotated[
+        str, typer.Argument(help="A serial number; or a name, for all certificates of theirs.")
+    ],
+    last_admin: Annotated[
+        bool, typer.Option("--last-admin", help="Also when no admin's is left.")
+    ] = False,
+    reason: WhyOption = "",
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    form: FormatOption = Format.table,
+) -> None:
+    """Take certificates back for good; the control API refuses them from the next call on."""
+    asked = r.OperatorRevoke(
+        key=fresh_key(), operator=operator, last_admin=last_admin, why=reason, dry_run=dry_run
+    )
+    with reach.open() as verbs:
+        data = confirmed(verbs, asked, f"revoke {operator}", yes).data
+    text = f"{'would revoke' if dry_run else 'revoked'} {reach_of(data['touches'])}"
+    emit(data, form, lambda console: told(console, text))

@@ -152,7 +152,10 @@ def abort(
     emit(data, form, lambda console: told(console, text))
 
 
-@app.command(epilog="Examples:\n\nfleet round replay 8\n\nfleet round replay 8 --without kitchen-1")
+@app.command(
+    epilog="Examples:\n\nfleet round replay 8\n\n"
+    "fleet round replay 8 --rule median --without kitchen-1"
+)
 @reaching
 def replay(
     reach: Reach,
@@ -160,19 +163,35 @@ def replay(
     without: Annotated[
         list[str] | None, typer.Option(help="Leave out a device's update; repeatable.")
     ] = None,
+    rule: Annotated[
+        str, typer.Option(help="Another rule: median, trimmed:0.2, krum:1; docs/aggregation.md.")
+    ] = "",
     form: FormatOption = Format.table,
 ) -> int:
     """Recompute a round's release from its stored updates; nothing is written.
 
-    Exits with 1 when all updates together give another digest than the release has.
+    Tells how far what it comes to is from the recorded release. Exits with 1 when all updates by
+    the round's own rule give another digest than the release has.
     """
+    asked = r.RoundReplay(round=number, without=tuple(without or ()), rule=rule)
     with reach.open() as verbs:
-        data = verbs.ask(r.RoundReplay(round=number, without=tuple(without or ()))).data
+        data = verbs.ask(asked).data
+    emit(data, form, lambda console: _replayed(console, data))
+    return int(not data["same"] and not data["without"] and data["rule"] == data["recorded_rule"])
+
+
+def _replayed(console: Console, data: Mapping[str, Any]) -> None:
     verdict = "the same release" if data["same"] else "another release"
-    text = f"{verdict}, of {len(data['devices'])} devices\ndigest   {data['digest']}"
-    text += f"\nrecorded {data['recorded']}"
-    emit(data, form, lambda console: told(console, text))
-    return int(not data["same"] and not data["without"])
+    told(console, f"{verdict}, of {len(data['devices'])} devices")
+    apart = data["distance"]
+    cosine = "-" if apart["cosine"] is None else f"{apart['cosine']:.6f}"
+    rows = [
+        {"release": "recorded", "whole": data["recorded"], "rule": data["recorded_rule"]},
+        {"release": "replayed", "whole": data["digest"], "rule": data["rule"]},
+    ]
+    draw(console, rows, ("release", "whole=digest", "rule"))
+    told(console, f"largest difference of an entry  {apart['largest']:.3g}")
+    told(console, f"cosine of the two steps         {cosine}")
 
 
 def _show(console: Console, found: dict[str, Any]) -> None:

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import sys
-import time
-from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleet.commands import error_envelope
-from fleet.errors import FleetError
+from server.control.cli.backups import BACKUP_EXAMPLES, RESTORE_EXAMPLES, backup, restore
+from server.control.cli.folder import FolderOption, folder_of, now
 from server.control.cli.render import Format, FormatOption, emit
-from server.service.folder import DEFAULT_FOLDER, ServerFolder
+from server.control.cli.serving import UP_EXAMPLES, up
+from server.service.folder import DEFAULT_FOLDER
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fleet.supervise.told import Tell, Told
-    from server.service.config import ServerConfig
-
-__all__ = ["FolderOption", "app", "folder_of"]
+__all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
-FolderOption = Annotated[
-    Path, typer.Option("--folder", envvar="COREFLEET_SERVER", help="Folder of the server.")
-]
 PortOption = Annotated[int, typer.Option(min=0, max=65535, help="Port that devices call.")]
 
 
@@ -75,9 +63,9 @@ def init(
     from server.service.folder import read_bytes
     from server.service.setup import Wanted, made
 
-    place, now = folder_of(folder), _now()
+    place, at = folder_of(folder), now()
     wanted = Wanted(tuple(host or ()), port, superlink_port, renew, standing, control)
-    config = made(place, wanted, now)
+    config = made(place, wanted, at)
     expiry = expiry_of(read_bytes(place.certificate))
     data = {
         "folder": str(place.path),
@@ -85,6 +73,7 @@ def init(
         "address": config.address,
         "listens_on": f"{config.front.host}:{config.front.port}",
         "root_certificate": str(place.authority),
+        "release_key": str(place.release_public),
         "certificate_expires": expiry.isoformat(),
         "standing": config.service.standing,
         "control": config.control.listen,
@@ -98,44 +87,9 @@ def init(
     emit(data, form, show)
 
 
-@app.command(
-    epilog="Examples:\n\nfleet server up\n\nfleet server up --verbose\n\n"
-    "fleet server up --format json"
-)
-def up(
-    folder: FolderOption = DEFAULT_FOLDER,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show all that the processes print.")
-    ] = False,
-    form: FormatOption = Format.table,
-) -> int:
-    """Run SuperLink, SuperExec and front, and keep them running, until Ctrl-C or SIGTERM.
-
-    So it does with the standing service and the control API, where server.toml wants them.
-
-    Events go to standard output, one per line; all that the processes print is in log/ in the
-    server's folder, and with --verbose on standard error.
-    """
-    from fleet.supervise.supervisor import Supervisor
-    from fleet.supervise.ward import World
-    from server.service.config import load_config
-    from server.service.processes import PROGRAM, specs_of
-    from server.service.setup import renewed
-
-    place, tell = folder_of(folder), _teller(form)
-    try:
-        config = load_config(place)
-        renewed(place, config, _now())
-        specs = specs_of(place, config, os.environ)
-        hear = _Ear(place, config, tell, verbose).hear
-        world = World(time.monotonic, _now, random.SystemRandom().random)
-        return Supervisor(specs, place.path, config.log_bytes, PROGRAM, world, tell, hear).run()
-    except FleetError as error:
-        if form is not Format.json:
-            raise
-        # One line like every event: a reader of lines need not know how the last one looks.
-        _print(sys.stdout, json.dumps(json.loads(error_envelope(error))))
-        return error.exit_code
+app.command(epilog=UP_EXAMPLES)(up)
+app.command(epilog=BACKUP_EXAMPLES)(backup)
+app.command(epilog=RESTORE_EXAMPLES)(restore)
 
 
 @app.command(epilog="Examples:\n\nfleet server status\n\nfleet server status --format json")
@@ -187,7 +141,7 @@ def doctor(folder: FolderOption = DEFAULT_FOLDER, form: FormatOption = Format.ta
     """
     from server.service.doctor import examine
 
-    findings = [each.record() for each in examine(folder_of(folder), _now())]
+    findings = [each.record() for each in examine(folder_of(folder), now())]
     worst = next((w for w in ("fail", "warn") if w in {f["result"] for f in findings}), "ok")
 
     def show(console: Console) -> None:
@@ -231,92 +185,3 @@ def start_run(
         console.print(f"Next: fleet release list {wanted.out}", highlight=False, soft_wrap=True)
 
     emit(data, form, show)
-
-
-def folder_of(path: Path) -> ServerFolder:
-    """Return the server's folder with an absolute path."""
-    return ServerFolder(path.expanduser().absolute())
-
-
-class _Ear:
-    """Listens to what the processes print, for the moment in which devices can come.
-
-    Args:
-        folder: Of the server.
-        config: The server.
-        tell: Told of that moment.
-        verbose: Whether all is shown.
-    """
-
-    def __init__(
-        self, folder: ServerFolder, config: ServerConfig, tell: Tell, verbose: bool
-    ) -> None:
-        self._folder, self._config, self._tell, self._verbose = folder, config, tell, verbose
-
-    def hear(self, process: str, line: str) -> None:
-        """Take a line."""
-        from fleet.supervise.told import Told
-        from server.service.front.events import READY
-        from server.service.processes import FRONT, KEEPER
-
-        if self._verbose:
-            _print(sys.stderr, f"{process} | {line}")
-        if process == KEEPER and (kept := _event_of(line)):
-            self._tell(Told(kept.pop("event"), kept.pop("text"), KEEPER, kept))
-        if process == FRONT and f'"event": "{READY}"' in line:
-            address, root = self._config.address, self._folder.authority
-            data: dict[str, Any] = {"address": address, "root_certificate": str(root)}
-            self._tell(Told("server.ready", _welcome(self._config, self._folder), "", data))
-
-
-def _event_of(line: str) -> dict[str, Any] | None:
-    """Return an event of the keeper; ``None`` for another line."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(found, dict) or not {"event", "text", "at"} <= set(found):
-        return None
-    del found["at"]
-    return found
-
-
-def _welcome(config: ServerConfig, folder: ServerFolder) -> str:
-    where = "" if folder.path == folder_of(DEFAULT_FOLDER).path else f" --folder {folder.path}"
-    return (
-        f"devices can come to {config.address}\n"
-        "  on a device:  fleet-device init --name NAME"
-        f" --server {config.address} --root-certificate {folder.authority}\n"
-        f"  then here:    fleet device enroll NODE-KEY.PUB --name NAME{where}\n"
-        f"  see them:     fleet device list{where}\n"
-        f"  start rounds: {_rounds(config)}{where}\n"
-        "  Ctrl-C ends the server."
-    )
-
-
-def _rounds(config: ServerConfig) -> str:
-    if config.service.standing:
-        return "fleet policy set base=DIGEST every_s=60"
-    return "fleet server start-run"
-
-
-def _now() -> datetime:
-    return datetime.now().astimezone()
-
-
-def _teller(form: Format) -> Callable[[Told], None]:
-    def tell(told: Told) -> None:
-        at = _now()
-        line = told.line(at) if form is Format.table else json.dumps(told.record(at))
-        _print(sys.stdout, line)
-
-    return tell
-
-
-def _print(stream: TextIO, line: str) -> None:
-    # Whoever reads may go away; the server goes on.
-    try:
-        stream.write(line + "\n")
-        stream.flush()
-    except (OSError, ValueError):
-        return

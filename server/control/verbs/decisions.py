@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timezone
 from typing import Any
 
 from fleet.errors import InputError, UnavailableError
 from server.control import requests as r
+from server.control.backups.writing import write_archive
 from server.control.seam import Answer
 from server.control.verbs.fleet import Fleet
 from server.control.verbs.shown import shown_audit, utc
@@ -14,6 +16,7 @@ from server.control.verbs.touched import rounds_of, touched
 from server.registry import Head
 from server.registry.policies import PolicyRow
 from server.registry.records import DeviceState
+from server.service.folder import ServerFolder
 from server.standing.policy import FleetPolicy
 
 __all__ = ["audit", "audit_verified", "backup", "policy", "set_policy"]
@@ -85,22 +88,19 @@ def audit_verified(fleet: Fleet, actor: str, asked: r.AuditVerify) -> Answer:
 
 
 def backup(fleet: Fleet, actor: str, asked: r.RegistryBackup) -> Answer:
-    """Copy the registry to a file on the server.
+    """Back the server up to a file in its folder, without any private key.
 
     Raises:
-        UnavailableError: ``no-backups`` where none may be taken.
+        UnavailableError: ``no-backups`` where none may be taken, ``backup-by-pg-dump``.
         InputError: ``backup-exists``; a backup is never replaced.
+        StorageError: See :func:`server.control.backups.writing.write_archive`.
     """
     if fleet.backups is None:
         raise UnavailableError("no-backups", "this server takes no backups by request", "")
-    path = fleet.backups / asked.name
-    if path.exists():
-        raise InputError(
-            "backup-exists", f"{path} is there already; a backup is never replaced", "Name another."
-        )
-    fleet.backups.mkdir(mode=0o700, parents=True, exist_ok=True)
-    head = fleet.registry.backup(path)
-    return Answer({"file": str(path), "seq": head.seq, "hash": head.hash})
+    path, now = fleet.backups / asked.name, datetime.fromtimestamp(fleet.clock(), timezone.utc)
+    made = write_archive(fleet.registry, ServerFolder(fleet.backups.parent), path, now)
+    data = {"file": str(path), "seq": made.seq, "hash": made.hash, "files": sorted(made.files)}
+    return Answer(data)
 
 
 def _parsed(text: str) -> dict[str, Any]:

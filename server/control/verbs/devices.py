@@ -76,7 +76,8 @@ def enroll(fleet: Fleet, actor: str, asked: r.DeviceEnroll) -> Answer:
     node = None
     if fleet.nodes is not None:
         node = fleet.nodes.enroll(device.public_key, device.name)
-    return Answer({**_answer(fleet, device).data, "node": node})
+    public = fleet.release_public.decode() if fleet.release_public is not None else None
+    return Answer({**_answer(fleet, device).data, "node": node, "release_key": public})
 
 
 def revoke(fleet: Fleet, actor: str, asked: r.DeviceRevoke) -> Answer:

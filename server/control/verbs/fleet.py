@@ -53,7 +53,7 @@ class Fleet:
         clock: Seconds since the epoch.
         nodes: The transport's keys; None where there is no transport.
         release_public: Public key (PEM) of its signatures; None where releases are not signed.
-        backups: Folder of backups; None where none may be taken.
+        backups: Folder of backups, in the server's own; None where none may be taken.
     """
 
     registry: Registry

@@ -13,6 +13,7 @@ from fleet.federate.signing import verify
 from server.control import requests as r
 from server.control.seam import Answer
 from server.control.verbs.fleet import Fleet
+from server.control.verbs.pinning import pinned
 from server.control.verbs.shown import shown_release
 from server.control.verbs.touched import moved_by, rounds_of, touched
 from server.registry.records import Device, ReleaseRow
@@ -140,20 +141,18 @@ def rollback(fleet: Fleet, actor: str, asked: r.ReleaseRollback) -> Answer:
 
 
 def pin(fleet: Fleet, actor: str, asked: r.ReleasePin) -> Answer:
-    """Keep devices on a release, or let them follow the fleet again.
+    """Keep devices on a release, or let them follow the fleet again: one change for all.
 
     Raises:
         InputError: ``one-of-both`` unless a device or a tag is named, ``no-such-tag``.
     """
+    chosen = _chosen(fleet, asked)
     target = None if asked.release is None else fleet.registry.releases.get(asked.release)
-    changing = [each for each in _chosen(fleet, asked) if each.pinned != asked.release]
-    number = [] if target is None else [target.number]
-    reach = touched([each.name for each in changing], number)
-    if not asked.dry_run:
-        for each in changing:
-            # One request, one change for each device: each needs a key of its own.
-            key = hashlib.sha256(f"{asked.key}/{each.name}".encode()).hexdigest()
-            fleet.registry.devices.pin(each.name, asked.release, actor=actor, key=key)
+    if asked.dry_run:
+        names = [each.name for each in chosen if each.pinned != asked.release]
+    else:
+        names = pinned(fleet, actor, asked)
+    reach = touched(names, [] if target is None else [target.number])
     return Answer({"dry_run": asked.dry_run, "touches": reach, "release": asked.release})
 
 

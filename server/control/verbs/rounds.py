@@ -8,11 +8,13 @@ from fleet.errors import InputError, RoundError
 from server.control import requests as r
 from server.control.seam import Answer
 from server.control.verbs.counts import answers_of
+from server.control.verbs.distance import distance
 from server.control.verbs.fleet import Fleet
 from server.control.verbs.shown import shown_round, utc
 from server.control.verbs.touched import touched
 from server.registry.orders import Order, Verb
 from server.registry.records import RoundRow
+from server.registry.replay import recorded_rule
 
 __all__ = ["abort", "listed", "replay", "show", "start"]
 
@@ -99,8 +101,17 @@ def abort(fleet: Fleet, actor: str, asked: r.RoundAbort) -> Answer:
 
 
 def replay(fleet: Fleet, actor: str, asked: r.RoundReplay) -> Answer:
-    """Recompute a round's release from its stored updates; nothing is written."""
-    made = fleet.registry.replay(asked.round, without=asked.without)
+    """Recompute a round's release from its stored updates; nothing is written.
+
+    Raises:
+        InputError: ``rule``'s own, ``no-such-round`` or ``no-such-update``.
+        RoundError: ``no-release`` for a round that made none.
+    """
+    made = fleet.registry.replay(asked.round, without=asked.without, rule=asked.rule or None)
+    row = fleet.registry.rounds.get(asked.round)
+    start, recorded = (
+        fleet.registry.releases.load(number) for number in (row.plan.release, made.release.number)
+    )
     return Answer(
         {
             "round": asked.round,
@@ -109,6 +120,9 @@ def replay(fleet: Fleet, actor: str, asked: r.RoundReplay) -> Answer:
             "recorded": made.recorded,
             "devices": list(made.devices),
             "without": sorted(asked.without),
+            "rule": made.rule,
+            "recorded_rule": recorded_rule(row).text,
+            "distance": distance(start, recorded, made.release),
         }
     )
 

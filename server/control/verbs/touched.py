@@ -1,4 +1,4 @@
-"""What a destructive verb would touch: devices, releases, rounds."""
+"""What a destructive verb would touch: devices, releases, rounds, operators' certificates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ LARGEST_NAMED = 100
 
 
 def touched(
-    devices: Iterable[str] = (), releases: Iterable[int] = (), rounds: Iterable[int] = ()
+    devices: Iterable[str] = (),
+    releases: Iterable[int] = (),
+    rounds: Iterable[int] = (),
+    certificates: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Return a blast radius as JSON."""
     names = sorted(set(devices))
@@ -25,6 +28,7 @@ def touched(
         "devices": names[:LARGEST_NAMED],
         "releases": sorted(set(releases)),
         "rounds": sorted(set(rounds)),
+        "certificates": list(certificates),
     }
 
 

@@ -46,7 +46,7 @@ __all__ = ["base", "base_file", "releases"]
 ROOT = Path(__file__).resolve().parents[3]
 PATIENCE_S = 120.0
 NOTHING = Payload(np.zeros(0, np.float32), {})
-EPOCHS = 100  # some seconds of training, so that there is a middle to be cut off in
+EPOCHS = 40  # a second of training or more, so that there is a middle to be cut off in
 DAMAGED_PAGES = 4
 
 

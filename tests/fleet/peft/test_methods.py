@@ -35,8 +35,8 @@ def frames(folded: nn.Module) -> dict[str, Frame]:
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="'lora'; known: bias, core, full, head") as caught:
-        find("lora")
+    with pytest.raises(InputError, match="'dora'; known: bias, core, full, head, lora") as caught:
+        find("dora")
     assert caught.value.code == "unknown-method"
 
 

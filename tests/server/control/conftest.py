@@ -9,15 +9,19 @@ from pathlib import Path
 import pytest
 
 from fleet.federate.releases import Release
+from server.control.reach import REGISTRY
 from server.control.remote import RemoteVerbs
 from server.control.roles import Role
 from server.control.service import Server, serve
 from server.control.verbs.fleet import Fleet
 from server.registry import Registry, open_registry
+from server.service.config import ServerConfig, save_config
+from server.service.folder import ServerFolder, write_private
 from tests.server.control.controlling import (
     AUTHORITY,
     SERVER,
     fleet_of,
+    known,
     lived_in,
     trust,
 )
@@ -78,6 +82,34 @@ def server(fleet: Fleet) -> Iterator[Server]:
 
 
 @pytest.fixture
-def admin(server: Server) -> Iterator[RemoteVerbs]:
-    with RemoteVerbs(f"127.0.0.1:{server.port}", trust(Role.admin), wait=lambda _: None) as verbs:
+def admin(fleet: Fleet, server: Server) -> Iterator[RemoteVerbs]:
+    own = known(fleet, trust(Role.admin))
+    with RemoteVerbs(f"127.0.0.1:{server.port}", own, wait=lambda _: None) as verbs:
         yield verbs
+
+
+@pytest.fixture
+def folder(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServerFolder:
+    """A server's folder with a registry that was lived in; no SuperLink runs."""
+    folder = ServerFolder(tmp_path / "server")
+    folder.make()
+    save_config(ServerConfig(), folder)
+    for path, content in (
+        (folder.authority, AUTHORITY.certificate),
+        (folder.authority_key, AUTHORITY.key),
+        (folder.certificate, SERVER.certificate),
+        (folder.key, SERVER.key),
+    ):
+        write_private(path, content)
+    shutil.copyfile(file, folder.path / REGISTRY)
+    monkeypatch.setenv("COREFLEET_SERVER", str(folder.path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("COREFLEET_CONTROL", raising=False)
+    return folder
+
+
+@pytest.fixture
+def kept(folder: ServerFolder) -> Iterator[Registry]:
+    """The same registry, to look into."""
+    with open_registry(folder.path / REGISTRY, clock=Clock()) as registry:
+        yield registry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,8 +15,10 @@ from fleet.federate.records import DeviceStatus
 from fleet.federate.releases import Release
 from fleet.federate.signing import make_key, public_of
 from server.control import requests as r
-from server.control.certificates import issue
+from server.control.certificates import identity_of, issue
+from server.control.errors import AccessError
 from server.control.local import LocalVerbs
+from server.control.operators import Operators
 from server.control.remote import RemoteVerbs, Trust
 from server.control.roles import Role
 from server.control.seam import Answer
@@ -25,7 +27,7 @@ from server.control.table import verb_of
 from server.control.verbs.fleet import Fleet
 from server.registry import Registry
 from server.registry.records import RefusalRow
-from server.service.authority import Pair, make_authority, sign_server
+from server.service.authority import Pair, expiry_of, make_authority, sign_server
 from tests.server.registry.filled import (
     COORDINATOR,
     FIRST,
@@ -120,12 +122,21 @@ def fleet_of(registry: Registry, clock: Clock, folder: Path) -> Fleet:
     )
 
 
+def known(fleet: Fleet, own: Trust) -> Trust:
+    """Write an operator's certificate down, as ``fleet operator issue`` does."""
+    with suppress(AccessError):  # a server's own is no operator's
+        who = identity_of(own.own.certificate, NOW)
+        expires_s = expiry_of(own.own.certificate).timestamp()
+        Operators(fleet.registry, fleet.clock).issued(who, expires_s, actor=OPERATOR)
+    return own
+
+
 @contextmanager
 def remote(fleet: Fleet, own: Trust) -> Iterator[RemoteVerbs]:
     """Serve a fleet on loopback and ask it as an operator."""
     with (
         serve(fleet, "127.0.0.1:0", SERVER, AUTHORITY.certificate) as server,
-        RemoteVerbs(f"127.0.0.1:{server.port}", own, wait=lambda _: None) as verbs,
+        RemoteVerbs(f"127.0.0.1:{server.port}", known(fleet, own), wait=lambda _: None) as verbs,
     ):
         yield verbs
 

@@ -13,7 +13,7 @@ from server.control.roles import Role
 from server.control.seam import Verbs
 from server.control.table import VERBS
 from server.registry import open_registry
-from tests.server.control.controlling import fleet_of, local, remote, trust
+from tests.server.control.controlling import fleet_of, known, local, remote, trust
 from tests.server.registry.filled import BASE, Clock, key_of, plan_from
 
 POLICY = json.dumps({"base": BASE.digest, "cohort": 2})
@@ -41,6 +41,13 @@ def requests() -> list[r.Request]:
         r.RoundReplay(round=2),
         r.RoundReplay(round=2, without=("ada",)),
         r.RoundReplay(round=2, without=("cyd",)),
+        r.RoundReplay(round=1, rule="median"),
+        r.RoundReplay(round=1, rule="nonsense"),
+        r.OperatorList(),
+        r.OperatorRevoke(key="k21", operator="bea", why="left", dry_run=True),
+        r.OperatorRevoke(key="k22", operator="bea", why="left"),
+        r.OperatorRevoke(key="k23", operator="nobody"),
+        r.OperatorRevoke(key="k24", operator="anna"),
         r.RoundStart(key="k9"),
         r.RoundAbort(key="k10", why="stuck"),
         r.ReleaseList(),
@@ -80,6 +87,7 @@ def test_every_verb_answers_the_same_here_and_over_the_wire(
 ) -> None:
     assert {type(each).__name__ for each in requests()} == set(VERBS)
     answers = []
+    anna, bea = trust(Role.admin, "anna"), trust(Role.viewer, "bea")
     for where in ("here", "there"):
         # One place, so that what names it is the same.
         place = file.with_name("used.sqlite")
@@ -92,11 +100,13 @@ def test_every_verb_answers_the_same_here_and_over_the_wire(
                 rule={"name": "mean"},
                 actor="coordinator",
             )
+            known(fleet, anna)
+            known(fleet, bea)
             if where == "here":
                 with local(fleet) as verbs:
                     answers.append([told(verbs, each) for each in requests()])
             else:
-                with remote(fleet, trust(Role.admin, "anna")) as far:
+                with remote(fleet, anna) as far:
                     answers.append([told(far, each) for each in requests()])
         for end in ("", "-wal", "-shm"):
             Path(f"{place}{end}").unlink(missing_ok=True)
@@ -107,5 +117,5 @@ def test_every_verb_answers_the_same_here_and_over_the_wire(
     assert {code for code, *_ in refused} == {
         *("no-such-device", "nothing-asked", "device-name", "no-such-round", "no-such-update"),
         *("one-of-both", "not-earlier", "no-such-release", "no-policy", "bad-policy"),
-        *("head-incomplete",),
+        *("head-incomplete", "no-such-operator", "last-admin", "rule"),
     }

@@ -29,7 +29,14 @@ from server.control.table import VERBS
 from server.control.transport import SERVICE
 
 PROTO = (Path(server.control.__path__[0]) / "control.proto").read_text(encoding="utf-8")
-MUST = {"key": "k", "device": "ada", "public_key": "line", "name": "copy", "policy": "{}"}
+MUST = {
+    "key": "k",
+    "device": "ada",
+    "public_key": "line",
+    "name": "copy",
+    "policy": "{}",
+    "operator": "anna",
+}
 MUST_NUMBER = {"release": 1, "round": 1, "first": 0, "second": 1}
 
 

@@ -36,6 +36,7 @@ from tests.server.control.controlling import (
     SERVER,
     STRANGER,
     Held,
+    known,
     remote,
     trust,
 )
@@ -46,11 +47,12 @@ As = Callable[..., RemoteVerbs]
 
 
 @pytest.fixture
-def asking(server: Server) -> Iterator[As]:
+def asking(fleet: Fleet, server: Server) -> Iterator[As]:
     """Ask the server with a certificate; closed at the end."""
     made: list[RemoteVerbs] = []
 
     def asking(own: Trust) -> RemoteVerbs:
+        known(fleet, own)
         made.append(RemoteVerbs(f"127.0.0.1:{server.port}", own, wait=lambda _: None))
         return made[-1]
 
@@ -60,9 +62,9 @@ def asking(server: Server) -> Iterator[As]:
 
 
 @pytest.fixture
-def raw(server: Server) -> Iterator[Any]:
+def raw(fleet: Fleet, server: Server) -> Iterator[Any]:
     """A channel with an admin's certificate."""
-    own = trust(Role.admin)
+    own = known(fleet, trust(Role.admin))
     credentials = grpc.ssl_channel_credentials(own.root, own.own.key, own.own.certificate)
     address = f"127.0.0.1:{server.port}"
     with grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS) as channel:
@@ -75,7 +77,9 @@ def test_every_method_has_a_role_and_whoever_only_views_changes_nothing() -> Non
         assert isinstance(verb.role, Role)
         assert not (r.REQUESTS[name].changes and Role.viewer.allows(verb.role)), name
     admins = {name for name, verb in VERBS.items() if verb.role is Role.admin}
-    assert admins == {"DeviceEnroll", "DeviceRevoke", "RegistryBackup", "ReleaseWithdraw"}
+    assert admins == {
+        *("DeviceEnroll", "DeviceRevoke", "OperatorRevoke", "RegistryBackup", "ReleaseWithdraw"),
+    }
 
 
 @pytest.mark.parametrize("role", list(Role))
@@ -167,7 +171,7 @@ def test_the_same_key_twice_is_done_once(admin: RemoteVerbs, fleet: Fleet) -> No
 
 
 def test_a_call_without_a_deadline_has_one(monkeypatch: pytest.MonkeyPatch, fleet: Fleet) -> None:
-    held, own = Held(), trust(Role.viewer)
+    held, own = Held(), known(fleet, trust(Role.viewer))
     monkeypatch.setitem(service.VERBS, "DeviceList", Verb(Role.viewer, held, limit_s=0.05))
     credentials = grpc.ssl_channel_credentials(own.root, own.own.key, own.own.certificate)
     with service.serve(fleet, "127.0.0.1:0", SERVER, AUTHORITY.certificate) as server:
@@ -189,7 +193,7 @@ def test_a_caller_that_gives_up_early_hears_that_it_may_still_be_done(
     monkeypatch.setattr("server.control.remote.verb_of", lambda _: Verb(Role.viewer, held, 0.3))
     with service.serve(fleet, "127.0.0.1:0", SERVER, AUTHORITY.certificate) as server:
         with (
-            RemoteVerbs(f"127.0.0.1:{server.port}", trust(Role.viewer)) as verbs,
+            RemoteVerbs(f"127.0.0.1:{server.port}", known(fleet, trust(Role.viewer))) as verbs,
             pytest.raises(FleetError) as late,
         ):
             verbs.ask(r.DeviceList())
@@ -205,7 +209,7 @@ def test_more_requests_than_can_be_at_work_are_refused(
     monkeypatch.setitem(service.VERBS, "DeviceList", Verb(Role.viewer, held))
     with (
         service.serve(fleet, "127.0.0.1:0", SERVER, AUTHORITY.certificate) as server,
-        RemoteVerbs(f"127.0.0.1:{server.port}", trust(Role.viewer)) as verbs,
+        RemoteVerbs(f"127.0.0.1:{server.port}", known(fleet, trust(Role.viewer))) as verbs,
     ):
         first = threading.Thread(target=verbs.ask, args=(r.DeviceList(),))
         first.start()

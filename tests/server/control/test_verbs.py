@@ -3,25 +3,31 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from sqlalchemy import update
 
 from fleet.errors import FleetError, StorageError
 from fleet.federate.releases import Release, load_release
 from fleet.federate.signing import make_key, sign
 from server.control import requests as r
+from server.control.roles import Role
 from server.control.table import VERBS
 from server.control.verbs.fleet import Fleet
 from server.registry import Registry, tables
-from tests.server.control.controlling import SIGNING, ask, doors
+from tests.server.control.controlling import SIGNING, ask, doors, known, trust
 from tests.server.control.test_proto import smallest
 from tests.server.registry.filled import (
     BASE,
+    DEVICES,
+    FIRST,
     Clock,
     aggregate,
     answer,
     key_of,
     opened,
+    plan_from,
 )
 
 DESTRUCTIVE = sorted(name for name in VERBS if issubclass(r.REQUESTS[name], r.Destruction))
@@ -37,10 +43,13 @@ def test_a_dry_run_tells_what_it_would_touch_and_changes_nothing(
         values["device"] = "ada"
     if name == "PolicySet":
         values["policy"] = f'{{"base": "{BASE.digest}"}}'
+    known(fleet, trust(Role.viewer, "anna"))
     head, devices = fleet.registry.audit.head(), fleet.registry.devices.all()
     told = ask(fleet, r.REQUESTS[name](**values))
     assert told["dry_run"] is True
-    assert set(told["touches"]) == {"device_count", "devices", "releases", "rounds"}
+    assert set(told["touches"]) == {
+        *("device_count", "devices", "releases", "rounds", "certificates"),
+    }
     assert fleet.registry.audit.head() == head
     assert fleet.registry.devices.all() == devices
     assert fleet.registry.orders.waiting() == ()
@@ -52,6 +61,7 @@ def test_a_destruction_touches_what_its_dry_run_told(
     fleet: Fleet, releases: list[Release], name: str
 ) -> None:
     opened(fleet.registry, releases[2], 3)
+    known(fleet, trust(Role.viewer, "anna"))
     values = smallest(name).model_dump() | (
         {"device": "bob", "release": 1} if name == "ReleasePin" else {}
     )
@@ -74,6 +84,7 @@ def test_a_revocation_touches_the_device_and_the_round_that_waits_for_it(
         "devices": ["ada"],
         "releases": [],
         "rounds": [3],
+        "certificates": [],
     }
     assert told["device"]["state"] == "revoked"
     assert doors(fleet).refused == {key_of("ada")}
@@ -104,6 +115,8 @@ def test_an_enrolment_that_was_cut_off_is_completed_by_asking_again(fleet: Fleet
     head = fleet.registry.audit.head()
     told = ask(fleet, r.DeviceEnroll(key="other", device="dan", public_key=key_of("dan")))
     assert told["node"] == "node of dan"
+    assert fleet.release_public is not None
+    assert told["release_key"] == fleet.release_public.decode()  # what the device is to pin
     assert doors(fleet).inside == {"dan": key_of("dan")}
     assert fleet.registry.audit.head() == head
 
@@ -158,13 +171,65 @@ def test_a_pinned_device_stays_when_the_fleet_moves(fleet: Fleet) -> None:
     assert fleet.registry.devices.get("ada").pinned is None
 
 
-def test_a_pin_of_many_devices_with_one_key_is_done_once(fleet: Fleet) -> None:
-    for name in ("bob", "cyd"):
-        fleet.registry.devices.tag(name, add=["kitchen"], actor="anna")
+def wards(fleet: Fleet) -> dict[str, int | None]:
+    """Put bob and cyd on ward 3, and dan, who was revoked; return a look at all pins."""
+    fleet.registry.devices.enroll("dan", key_of("dan"), actor="anna")
+    for name in ("bob", "cyd", "dan"):
+        fleet.registry.devices.tag(name, add=["ward=3"], actor="anna")
+    fleet.registry.devices.revoke("dan", why="", actor="anna")
+    return pins(fleet)
+
+
+def pins(fleet: Fleet) -> dict[str, int | None]:
+    return {each.name: each.pinned for each in fleet.registry.devices.all()}
+
+
+def test_a_pin_of_all_devices_with_a_tag_is_one_change_with_one_audit_row(fleet: Fleet) -> None:
+    wards(fleet)
     head = fleet.registry.audit.head().seq
-    for _ in range(2):
-        ask(fleet, r.ReleasePin(key="k", release=1, tag="kitchen"))
-    assert fleet.registry.audit.head().seq == head + 3
+    asked = r.ReleasePin(key="k", release=1, tag="ward=3", why="slow there")
+    first, second = ask(fleet, asked), ask(fleet, asked)
+    assert first == second
+    assert first["touches"]["devices"] == ["bob", "cyd"]
+    assert pins(fleet) == {"ada": None, "bob": 1, "cyd": 1, "dan": None}
+    (row,) = fleet.registry.audit.rows(newest=fleet.registry.audit.head().seq - head)
+    assert (row.actor, row.verb, row.subject) == ("anna", "device.pin", "tag ward=3")
+    assert row.detail["devices"] == ["bob", "cyd"]
+    assert (row.detail["release"], row.detail["why"]) == (1, "slow there")
+
+
+def test_a_pin_is_taken_off_all_devices_with_a_tag_at_once(fleet: Fleet) -> None:
+    wards(fleet)
+    ask(fleet, r.ReleasePin(key="k1", release=1, device="cyd"))
+    ask(fleet, r.ReleasePin(key="k2", release=0, device="ada"))
+    told = ask(fleet, r.ReleasePin(key="k3", tag="ward=3"))
+    assert (told["touches"]["devices"], told["release"]) == (["cyd"], None)
+    assert pins(fleet) == {"ada": 0, "bob": None, "cyd": None, "dan": None}
+    head = fleet.registry.audit.head()
+    assert ask(fleet, r.ReleasePin(key="k4", tag="ward=3"))["touches"]["devices"] == []
+    assert fleet.registry.audit.head() == head
+
+
+def test_a_pin_that_fails_half_way_pins_nobody(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = wards(fleet)
+
+    def failing(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("server.registry.ledger.append", failing)
+    with pytest.raises(ZeroDivisionError):
+        ask(fleet, r.ReleasePin(key="k", release=1, tag="ward=3"))
+    assert pins(fleet) == before
+
+
+def test_nobody_is_pinned_to_a_release_that_was_withdrawn(fleet: Fleet) -> None:
+    wards(fleet)
+    ask(fleet, r.ReleaseWithdraw(key="k1", release=1, why="bad"))
+    with pytest.raises(FleetError) as refused:
+        ask(fleet, r.ReleasePin(key="k2", release=1, tag="ward=3"))
+    assert refused.value.code == "release-withdrawn"
 
 
 def test_an_exported_release_is_the_release(
@@ -179,8 +244,32 @@ def test_an_exported_release_is_the_release(
 
 def test_a_replay_is_the_release_and_without_a_device_it_is_not(fleet: Fleet) -> None:
     assert ask(fleet, r.RoundReplay(round=2))["same"] is True
+    same = ask(fleet, r.RoundReplay(round=2))["distance"]
+    assert same == {"largest": 0.0, "cosine": pytest.approx(1.0)}
     told = ask(fleet, r.RoundReplay(round=2, without=("ada",)))
     assert (told["same"], told["devices"]) == (False, ["bob"])
+
+
+def test_a_replay_by_another_rule_tells_how_far_it_is_from_the_record(
+    fleet: Fleet, releases: list[Release]
+) -> None:
+    told = ask(fleet, r.RoundReplay(round=1, rule="median"))
+    assert (told["same"], told["rule"]) == (False, "median")
+    plan = plan_from(FIRST, 1)
+    updates = [answer(plan, device)[0] for device in DEVICES]
+    step = np.median([each.steps for each in updates], axis=0) / 2**32
+    recorded = flat(releases[1]) - flat(releases[0])
+    assert told["distance"]["largest"] == pytest.approx(abs(step - recorded).max(), abs=1e-6)
+    cosine = step @ recorded / np.linalg.norm(step) / np.linalg.norm(recorded)
+    assert told["distance"]["cosine"] == pytest.approx(cosine, abs=1e-6)
+    assert 0.1 < cosine < 0.999
+    with pytest.raises(FleetError) as refused:
+        ask(fleet, r.RoundReplay(round=1, rule="nonsense"))
+    assert refused.value.exit_code == 4
+
+
+def flat(release: Release) -> NDArray[np.float64]:
+    return np.concatenate([a.astype(float).ravel() for a in release.state.arrays.values()])
 
 
 def test_a_round_tells_who_answered_what(fleet: Fleet) -> None:

@@ -20,6 +20,7 @@ from server.control.watching import HEARTBEAT_S, follow
 from tests.server.control.controlling import (
     AUTHORITY,
     SERVER,
+    known,
     local,
     remote,
     trust,
@@ -110,7 +111,9 @@ def test_a_watch_goes_on_from_where_it_was_when_the_server_is_another(
             address = f"127.0.0.1:{first.port}"
             again.append(serve(fleet, address, SERVER, AUTHORITY.certificate))
 
-    with RemoteVerbs(f"127.0.0.1:{first.port}", trust(Role.viewer), wait=start_again) as verbs:
+    with RemoteVerbs(
+        f"127.0.0.1:{first.port}", known(fleet, trust(Role.viewer)), wait=start_again
+    ) as verbs:
         stream = verbs.watch(None, 60.0)
         alive = next(stream)
         # As a server that is lost: the stream breaks, it does not end.
@@ -133,7 +136,7 @@ def test_only_so_many_may_watch(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_closing_server_ends_its_watches(fleet: Fleet) -> None:
     server = serve(fleet, "127.0.0.1:0", SERVER, AUTHORITY.certificate)
-    with RemoteVerbs(f"127.0.0.1:{server.port}", trust(Role.viewer)) as verbs:
+    with RemoteVerbs(f"127.0.0.1:{server.port}", known(fleet, trust(Role.viewer))) as verbs:
         stream = verbs.watch(None, 0.0)
         assert next(stream)
         closing = threading.Thread(target=server.close)

@@ -12,7 +12,7 @@ from fleet.federate.records import Plan
 from fleet.federate.releases import Release, first_release, next_release
 from fleet.federate.wire import Payload
 from server.registry import Registry
-from server.registry.replay import exact_mean
+from server.rules.exact import exact_mean
 from tests.fleet.federate.factories import LAYOUT, make_base, make_payload, make_plan
 
 BASE = make_base()
@@ -78,7 +78,7 @@ def opened(registry: Registry, start: Release = FIRST, number: int = 1) -> Plan:
 
 def aggregate(start: Release, plan: Plan, updates: Iterable[Admitted], number: int = 0) -> Release:
     provenance = {"round": plan.round, "plan": plan.id}
-    mean = exact_mean(list(updates), LAYOUT.size)
+    mean = exact_mean({each.header.device: each for each in updates}, LAYOUT.size)
     return next_release(start, mean, provenance, number=number)
 
 

@@ -15,11 +15,16 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from fleet.federate.rule import read_rule
 from server.registry import Registry, database, open_registry
 from server.registry.records import RoundState
 from server.registry.replay import readmitted
+from server.rules.memory import Memory
 from tests.server.registry.filled import (
     COORDINATOR,
     DEVICES,
@@ -37,7 +42,12 @@ from tests.server.registry.filled import (
 Ack = Callable[[str], None]
 DONE, BROKEN = 0, 1
 PLAN = plan_from(FIRST, 1)
-RELEASE = aggregate(FIRST, PLAN, [answer(PLAN, device)[0] for device in DEVICES])
+SPEC = read_rule("momentum:0.5")
+MEMORY = Memory.of(SPEC.text, 1, {"momentum": np.arange(LAYOUT.size) / 3})
+RELEASE = replace(
+    aggregate(FIRST, PLAN, [answer(PLAN, device)[0] for device in DEVICES]),
+    provenance={"rule": {**SPEC.record, "memory": MEMORY.digest}},
+)
 
 
 def work(registry: Registry, acknowledge: Ack) -> None:
@@ -48,7 +58,7 @@ def work(registry: Registry, acknowledge: Ack) -> None:
     for device in DEVICES:
         registry.rounds.accept(1, *answer(PLAN, device), actor=COORDINATOR)
         acknowledge(device)
-    registry.rounds.release(1, RELEASE, actor=COORDINATOR, key="close")
+    registry.rounds.release(1, RELEASE, memory=MEMORY, actor=COORDINATOR, key="close")
     acknowledge("release")
     registry.devices.revoke("ada", why="lost", actor=OPERATOR, key="revoke")
     acknowledge("revoked")
@@ -68,6 +78,7 @@ def check(registry: Registry, acknowledged: list[str]) -> None:
     if released:
         assert rounds[0].release == 1
         assert registry.replay(1).release.digest == releases[1].digest == RELEASE.digest
+        assert registry.releases.memory(1, SPEC).digest == MEMORY.digest
         current = registry.releases.current()
         assert current is not None
         assert current.number == 1
@@ -94,7 +105,8 @@ def resume(registry: Registry) -> None:
         admitted = [readmitted(each, found.row, LAYOUT) for each in found.updates]
         release = aggregate(FIRST, PLAN, admitted)
         assert release.digest == RELEASE.digest
-    registry.rounds.release(1, RELEASE, actor=COORDINATOR, key="close")
+    registry.rounds.release(1, RELEASE, memory=MEMORY, actor=COORDINATOR, key="close")
+    assert registry.releases.memory(1, SPEC).digest == MEMORY.digest
     registry.devices.revoke("ada", why="lost", actor=OPERATOR, key="revoke")
     verbs = [row.verb for row in registry.audit.rows()]
     for verb, times in (("round.open", 1), ("update.accept", 3), ("round.release", 1)):

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from sqlalchemy import update
 
-from fleet.errors import InputError, MismatchError, RoundError, StorageError
-from fleet.federate.admission import Admitted
+from fleet.errors import InputError, RoundError, StorageError
+from fleet.federate.releases import next_release
+from fleet.federate.rule import read_rule
 from server import coordinator as c
 from server.registry import Registry, tables
 from server.registry.replay import readmitted
+from server.rules import NOTHING, rule_of
 from tests.server.coordinating import START, answer, make_rules, make_task, opened, take
 from tests.server.registry import filled as f
 from tests.server.registry.filled import COORDINATOR, DEVICES, RULE, filled, run_round
@@ -69,15 +70,48 @@ def test_a_replay_without_a_device_is_the_round_that_never_heard_it(empty: Regis
 
 def test_a_replay_by_another_rule_gives_another_digest(registry: Registry) -> None:
     run_round(registry)
-
-    def median(updates: Sequence[Admitted], size: int) -> NDArray[np.int64]:
-        stacked = np.stack([each.steps for each in updates])
-        return np.sort(stacked, axis=0)[len(updates) // 2]
-
-    replayed = registry.replay(1, mean=median)
+    replayed = registry.replay(1, rule="clip:0.5")
     assert not replayed.same
-    assert replayed.release.number == 1
+    assert (replayed.release.number, replayed.rule) == (1, "clip:0.5")
+    assert replayed.release.provenance["rule"]["clipped"] == list(DEVICES)
     assert registry.releases.next_number() == 2
+    assert registry.replay(1).rule == "mean"
+
+
+def test_a_replay_by_a_rule_of_flowers_is_that_rule_of_the_stored_updates(
+    registry: Registry,
+) -> None:
+    run_round(registry)
+    deltas = np.stack([each.payload.array for each in registry.rounds.updates(1)])
+    replayed = registry.replay(1, rule="median")
+    np.testing.assert_allclose(replayed.release.state.flat(), np.median(deltas, axis=0), atol=1e-6)
+    assert replayed.release.provenance["rule"] == {"name": "median"}
+
+
+def test_the_rule_in_the_rounds_record_is_the_replays(registry: Registry) -> None:
+    plan = f.plan_from(f.FIRST, 1)
+    spec = read_rule("clip:0.5")
+    rule = {**spec.record, "spelt": spec.text}
+    registry.rounds.open(plan, DEVICES, rule=rule, actor=COORDINATOR)
+    updates = {device: f.answer(plan, device) for device in DEVICES}
+    for admitted, payload in updates.values():
+        registry.rounds.accept(1, admitted, payload, actor=COORDINATOR)
+    closed = rule_of(spec).close(f.FIRST, {d: each[0] for d, each in updates.items()}, NOTHING)
+    release = next_release(f.FIRST, closed.mean, {"round": 1})
+    registry.rounds.release(1, release, actor=COORDINATOR)
+    assert registry.replay(1).same
+    assert registry.replay(1).rule == "clip:0.5"
+    assert not registry.replay(1, rule="mean").same
+
+
+def test_a_rule_that_is_none_or_needs_more_updates_is_said(registry: Registry) -> None:
+    run_round(registry)
+    with pytest.raises(InputError) as unknown:
+        registry.replay(1, rule="mode")
+    assert unknown.value.code == "rule"
+    with pytest.raises(RoundError, match="needs 5 update") as caught:
+        registry.replay(1, rule="krum:1")
+    assert caught.value.code == "too-few-updates"
 
 
 def test_every_round_of_a_line_is_replayed_also_after_a_rollback(registry: Registry) -> None:
@@ -93,9 +127,9 @@ def test_what_cannot_be_replayed_is_said(registry: Registry) -> None:
     with pytest.raises(InputError, match="cyd") as caught:
         registry.replay(1, without=["cyd"])
     assert caught.value.code == "no-such-update"
-    with pytest.raises(MismatchError) as caught_sum:
+    with pytest.raises(RoundError) as caught_none:
         registry.replay(1, without=["ada", "bob"])
-    assert caught_sum.value.code == "empty-sum"
+    assert caught_none.value.code == "too-few-updates"
     registry.rounds.open(
         registry.rounds.get(1).plan.model_copy(
             update={

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from fleet.errors import InputError, StorageError, UnavailableError
+from fleet.federate.rule import read_rule
 from server.registry import Registry, database, open_registry, tables
 from server.registry.database import Database, url_of
 from server.registry.schema import MIGRATIONS, migrate, newest
-from tests.server.registry.filled import Clock
+from tests.server.registry.filled import Clock, run_round
 from tests.server.registry.postgres import Postgres
 
 
@@ -37,7 +38,7 @@ def test_a_registry_of_a_later_corefleet_is_refused(
     empty.database.change(
         lambda connection: connection.execute(text("UPDATE alembic_version SET version_num = '99'"))
     )
-    with pytest.raises(StorageError, match="revision 99; this Corefleet knows 0002") as caught:
+    with pytest.raises(StorageError, match="revision 99; this Corefleet knows 0003") as caught:
         open_again()
     assert caught.value.code == "registry-newer"
 
@@ -106,4 +107,31 @@ def test_the_revisions_travel_with_the_package() -> None:
     assert (MIGRATIONS / "env.py").is_file()
     assert (MIGRATIONS / "versions" / "v0001_first.py").is_file()
     assert (MIGRATIONS / "versions" / "v0002_standing.py").is_file()
-    assert newest() == "0002"
+    assert (MIGRATIONS / "versions" / "v0003_memories_lease.py").is_file()
+    assert newest() == "0003"
+
+
+@pytest.mark.parametrize("revision", ["0001", "0002"])
+def test_a_registry_of_an_earlier_corefleet_is_brought_up_with_all_that_is_in_it(
+    place: Path | str, registry: Registry, open_again: Callable[[], Registry], revision: str
+) -> None:
+    run_round(registry)
+    head, digests = registry.audit.head(), [row.digest for row in registry.releases.all()]
+
+    def back(connection: Connection) -> None:
+        later = ["memories", "leases"]
+        if revision == "0001":
+            later += ["policies", "orders", "heartbeat", "absences", "evaluations"]
+            later += ["deliveries", "device_bytes"]
+        for name in later:
+            connection.execute(text(f"DROP TABLE {name}"))
+        connection.execute(text(f"UPDATE alembic_version SET version_num = '{revision}'"))
+
+    registry.database.change(back)
+    again = open_again()
+    assert migrate(again.database) == newest()
+    assert again.audit.head() == head
+    assert [row.digest for row in again.releases.all()] == digests
+    assert again.replay(1).same
+    assert again.releases.memory(1, read_rule("adam:0.1")).steps == 0
+    assert again.lease.get() is None

@@ -8,6 +8,7 @@ import pytest
 import tomllib
 
 from fleet.errors import InputError, StorageError
+from fleet.federate.signing import public_of
 from server.service import setup
 from server.service.authority import SERVER_DAYS, names_of
 from server.service.bundle import write_bundle
@@ -42,6 +43,20 @@ def test_a_server_is_made_for_its_owner_alone(folder: ServerFolder) -> None:
         "address": "127.0.0.1:9393",
         "root-certificates": str(folder.authority),
     }
+
+
+def test_the_public_half_of_the_release_key_is_there_for_devices(folder: ServerFolder) -> None:
+    made(folder, Wanted(), NOW)
+    public = folder.release_public.read_bytes()
+    assert folder.release_public.name == "release-key.pub"
+    assert public == public_of(folder.release_key.read_bytes())
+    assert folder.release_public not in folder.secrets
+    for content in (None, b"another's"):
+        folder.release_public.unlink()
+        if content is not None:
+            folder.release_public.write_bytes(content)
+        made(folder, Wanted(), NOW)
+        assert folder.release_public.read_bytes() == public
 
 
 def test_a_second_init_changes_nothing_that_devices_know(folder: ServerFolder) -> None:
@@ -206,3 +221,16 @@ def test_paths_of_a_run_are_those_of_its_file(folder: ServerFolder, tmp_path: Pa
     with pytest.raises(InputError, match="no TOML"):
         placed_config(path, folder)
     assert placed_config(None, folder).rounds == 8
+
+
+def test_a_run_signs_by_the_servers_key_unless_its_file_says_otherwise(
+    folder: ServerFolder, tmp_path: Path
+) -> None:
+    assert placed_config(None, folder).release_key == ""  # a folder from before there was one
+    made(folder, Wanted(), NOW)
+    assert placed_config(None, folder).release_key == str(folder.release_key)
+    path = tmp_path / "run.toml"
+    path.write_text('release-key = ""\n')
+    assert placed_config(path, folder).release_key == ""
+    path.write_text('release-key = "mine"\n')
+    assert placed_config(path, folder).release_key == str(tmp_path / "mine")

@@ -26,6 +26,7 @@ from fleet.har.population import Population
 from fleet.peft.core import core
 from server.messages import payload_of
 from server.registry import Registry, open_registry
+from server.registry.lease import Holder
 from server.standing.policy import FleetPolicy
 from server.standing.service import Service
 from server.standing.world import World
@@ -177,6 +178,8 @@ class Fleet:
             "weigh": self.grid.weigh,
             "keyed": False,
             "pid": 7,
+            "holder": Holder(host="lab", place="test", pid=7, ticks=len(self.clock.grids)),
+            "gone": lambda holder: True,  # whoever came before was killed
             "version": "test",
         }
         self.service = Service(self.grid, self.registry, World(**{**fields, **world}))

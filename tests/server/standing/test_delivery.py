@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from fleet.federate.signing import make_key, public_of, verify
+from fleet.federate.proof import proof_of
+from fleet.federate.signing import make_key, public_keys, public_of, verify
+from fleet.federate.wire import decode_plan, decode_state
 from server.messages import payload_of
 from server.standing.delivery import FIRST_PAUSE_S
 from server.standing.start import signer
 from tests.server.registry.filled import OPERATOR
-from tests.server.standing.standing import Fleet
+from tests.server.standing.standing import Answer, Fleet
 
 
 def served(fleet: Fleet, number: int) -> None:
@@ -181,3 +185,65 @@ def test_releases_are_signed_and_carry_their_signature_to_the_devices(quick: Fle
     row = quick.registry.releases.get(1)
     assert signatures == [row.signature]
     assert verify(row, row.signature, public_of(key))
+
+
+def test_plans_evaluations_and_releases_prove_whose_they_are(quick: Fleet) -> None:
+    key, proven = make_key(), list[tuple[str, int]]()
+    keys = public_keys(public_of(key))
+    careful = quick.devices.names[0]
+
+    def looked(kind: str) -> Answer:
+        def answer(message: Message, context: Context) -> Message:
+            payload = payload_of(message.content)
+            proof = proof_of(payload.config)
+            number = int(str(payload.config.get("release", -1)))
+            if kind == "train":
+                number = decode_plan(payload).release
+            release = quick.registry.releases.load(number)
+            state = decode_state(payload, release.state.layout)
+            assert proof is not None
+            assert proof.parent == release.parent
+            assert proof.signer(replace(release, state=state), keys)
+            proven.append((kind, number))
+            return quick.devices._honest(kind, careful, message, context)
+
+        return answer
+
+    for kind in ("train", "evaluate", "release"):
+        quick.devices.answers[careful, kind] = looked(kind)
+    quick.start(sign=signer(key))
+    quick.policy(rounds=2, evaluate_every=1)
+    quick.released(2)
+    served(quick, 2)
+    assert [number for kind, number in proven if kind == "train"] == [0, 1]
+    assert ("evaluate", 2) in proven
+    assert ("release", 2) in proven
+    quick.registry.releases.promote(1, why="worse", actor=OPERATOR)
+    signature = quick.registry.releases.get(1).signature
+    served(quick, 1)  # by the signature that it had
+    assert ("release", 1) in proven
+    assert quick.registry.releases.get(1).signature == signature
+
+
+def test_a_service_without_a_key_sends_what_it_sent_before(quick: Fleet) -> None:
+    configs = []
+
+    def looked(message: Message, context: Context) -> Message:
+        configs.append(payload_of(message.content).config)
+        return quick.devices._honest("train", quick.devices.names[0], message, context)
+
+    quick.devices.answers[quick.devices.names[0], "train"] = looked
+    quick.policy(rounds=1)
+    quick.released(1)
+    assert [sorted(config) for config in configs] == [["format", "plan"]]
+
+
+def test_a_signature_costs_a_plan_240_bytes_and_they_are_counted(quick: Fleet) -> None:
+    quick.policy(rounds=1)
+    quick.released(1)
+    quick.start(sign=signer(make_key()))
+    quick.policy(rounds=3)
+    quick.released(3)
+    costs = [quick.registry.rounds.get(number).traffic["wire_bytes_down"] for number in (2, 3)]
+    # Release 1 is from before there was a key, so it is sent as it is kept: unsigned.
+    assert (costs[1] - costs[0]) / 3 == pytest.approx(240, abs=10), costs

@@ -104,6 +104,7 @@ def test_everyone_is_selected_or_has_a_reason_and_never_both(
 @pytest.mark.parametrize(
     ("changes", "wanted", "reason"),
     [
+        ({"status": {}}, {"min_train_windows": 0}, "silent"),
         ({"state": "revoked", "revoked": DEED}, {}, "revoked"),
         ({"state": "quarantined", "quarantined": DEED}, {}, "quarantined"),
         ({}, {"tags": ["lab"]}, "tag"),
@@ -136,7 +137,6 @@ def test_each_rule_has_its_reason(
         ({"over_select": 1, "quorum": 1, "cohort": 2}, "leave cohort 0"),
         ({"tags": ["a"], "without_tags": ["a"]}, "has and has not the tag 'a'"),
         ({"rule": "mode"}, "there is no rule 'mode'"),
-        ({"rule": "adam:0.1"}, "no memory for the rule adam:0.1"),
         ({"deadline_s": 0}, "greater than 0"),
     ],
 )

@@ -12,6 +12,7 @@ from flwr.app import Message
 
 from fleet.adapt.base import Base
 from fleet.federate.admission import Reason
+from fleet.federate.rule import read_rule
 from fleet.har.population import Population
 from server.registry import Registry
 from server.registry.records import RoundState
@@ -61,9 +62,9 @@ def make(
     return make
 
 
-def undisturbed(fleet: Fleet) -> list[str]:
+def undisturbed(fleet: Fleet, rule: str = "mean") -> list[str]:
     fleet.devices.fast = True
-    fleet.policy(rounds=2)
+    fleet.policy(rounds=2, rule=rule)
     digests = fleet.released(2)
     fleet.run(lambda: set(fleet.devices.serves.values()) == {2})
     return digests
@@ -79,19 +80,28 @@ def check_once(registry: Registry) -> None:
     registry.audit.verify()
 
 
-@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.faults)])
+@pytest.mark.parametrize(
+    ("every", "rule"),
+    [
+        (8, "adam:0.05"),
+        pytest.param(1, "mean", marks=pytest.mark.faults),
+        pytest.param(1, "momentum:0.9", marks=pytest.mark.faults),
+    ],
+)
 def test_a_service_that_is_cut_off_after_any_commit_ends_in_the_same_releases(
-    make: Callable[[int], Any], every: int
+    make: Callable[[int], Any], every: int, rule: str
 ) -> None:
+    spec = read_rule(rule)
     with make(0) as fleet:
-        wanted = undisturbed(fleet)
+        wanted = undisturbed(fleet, rule)
+        moments = [fleet.registry.releases.memory(number, spec).digest for number in (1, 2)]
         plans = [row.plan.id for row in fleet.registry.rounds.all()]
     commits, cuts = 1 - every, 0
     while True:
         commits += every
         with make(commits) as fleet:
             fleet.devices.fast = True
-            fleet.policy(rounds=2)
+            fleet.policy(rounds=2, rule=rule)
             was_cut = cut_after(fleet.registry, commits)
             try:
                 fleet.released(2)
@@ -102,6 +112,9 @@ def test_a_service_that_is_cut_off_after_any_commit_ends_in_the_same_releases(
             whole(fleet.registry)
             fleet.start()
             assert fleet.released(2) == wanted, commits
+            kept = [fleet.registry.releases.memory(number, spec) for number in (1, 2)]
+            assert [memory.digest for memory in kept] == moments
+            assert [memory.steps for memory in kept] == [spec.remembers, 2 * spec.remembers]
             fleet.run(lambda fleet=fleet: set(fleet.devices.serves.values()) == {2})
             assert [row.plan.id for row in fleet.registry.rounds.all()] == plans
             check_once(fleet.registry)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from fleet.adapt.base import Base
 from fleet.errors import InputError, RoundError
 from simulations.benchmarks import growth
 from simulations.benchmarks.growth import Point, draw_growth
@@ -30,8 +31,9 @@ def test_a_point_is_a_real_simulation_and_both_axes_share_it(tmp_path: Path) -> 
 
 
 def test_a_command_that_fails_names_its_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_base: Base
 ) -> None:
+    monkeypatch.setattr(growth, "obtain_base", lambda *_: tiny_base)
     monkeypatch.setattr(growth, "execute", lambda *args, **options: Finished(1, 0.1))
     with pytest.raises(RoundError, match=r"4-devices-2-a-round: exit code 1; see .*\.txt"):
         growth.run([4], [2], tmp_path, windows=6, rounds=2, on_point=lambda point: None)

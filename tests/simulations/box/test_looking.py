@@ -11,7 +11,10 @@ from rich.console import Console
 
 from fleet.federate.records import DeviceStatus
 from server.registry import Registry, open_registry
+from simulations.box import running
 from simulations.box.looking import Looker, is_done
+from simulations.box.running import Steering
+from simulations.box.wanted import Box, Wanted
 from simulations.cli.up import drawn
 from tests.server.registry.filled import DEVICES, OPERATOR, Clock, filled, opened, run_round
 
@@ -86,3 +89,29 @@ def test_what_the_service_waits_for_is_shown(registry: Registry) -> None:
     doing = {"phase": "idle", "waiting": "round 1 needs 3 eligible device(s), 0 are"}
     registry.observations.beat(pid=1, version="", started_at_s=0.0, doing=doing)
     assert "round 1 needs 3" in text_of(Looker(registry).look())
+
+
+def test_the_first_round_waits_for_every_device_and_for_none_for_ever(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "LOOK_S", 0.0)
+    shown: list[dict[str, Any]] = []
+
+    def show(seen: dict[str, Any]) -> None:
+        shown.append(seen)
+        serve(registry, DEVICES[(len(shown) - 1) % len(DEVICES)], 0)
+
+    steering = Steering(Wanted(devices=3), Box(Path("/b")), DEVICES, show, lambda: None)
+    monkeypatch.setattr(running, "GATHER_S", 0.0)
+    steering._gather(Looker(registry))
+    assert shown == []
+    monkeypatch.setattr(running, "GATHER_S", 60.0)
+    steering._gather(Looker(registry))
+    assert [sum(each["release"] == 0 for each in seen["devices"]) for seen in shown] == [0, 1, 2, 3]
+
+
+def test_a_box_that_ends_waits_for_nobody(registry: Registry) -> None:
+    steering = Steering(Wanted(), Box(Path("/b")), DEVICES, lambda seen: None, lambda: None)
+    steering.leaving.set()
+    steering._gather(Looker(registry))
+    assert steering.seen is None

@@ -10,7 +10,7 @@ import pytest
 from fleet.errors import FleetError, InputError
 from fleet.supervise.child import Exit
 from fleet.supervise.ward import World
-from server.service.config import Front, ServerConfig, Service
+from server.service.config import ControlApi, Front, ServerConfig, Service
 from simulations.box import making, running
 from simulations.box.running import Steering
 from simulations.box.wanted import LARGEST_BOX, Box, Wanted
@@ -91,6 +91,8 @@ def test_devices_start_after_they_are_enrolled_and_end_before_the_server() -> No
     assert [spec.name for spec in specs] == ["server", "a", "b"]
     assert specs[0].gate is None
     assert {spec.environment["OMP_NUM_THREADS"] for spec in specs} == {"2"}
+    hurried = [name in spec.environment for spec in specs for name in running.DEVICE_SURROUNDINGS]
+    assert hurried == [False, True, True]
     assert specs[1].gate is not None
     gate = specs[1].gate()
     world = World(lambda: 0.0, lambda: NOW, lambda: 0.5)
@@ -124,8 +126,14 @@ def test_a_box_whose_supervisor_ends_first_is_not_ended_again() -> None:
 def test_a_server_that_is_there_keeps_its_ports(tmp_path: Path) -> None:
     box = Box(Path("/b"))
     object.__setattr__(box, "path", tmp_path)
-    config = making._server(box, NOW)
+    config = making._server(box, "", NOW)
     assert config.service == Service(standing=True)
     assert config.front.port not in (Front().port, config.superlink.port)
-    assert making._server(box, NOW) == config
+    assert making._server(box, "", NOW) == config
+    host, _, port = config.control.listen.partition(":")
+    assert host == "127.0.0.1"
+    assert int(port) not in (config.front.port, config.superlink.port)
+    moved = making._server(box, "127.0.0.1:9443", NOW)
+    assert moved == config.model_copy(update={"control": ControlApi(listen="127.0.0.1:9443")})
+    assert making._server(box, "", NOW) == moved
     assert isinstance(config, ServerConfig)

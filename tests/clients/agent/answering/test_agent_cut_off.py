@@ -26,7 +26,7 @@ from tests.clients.agent.answering.life import digest_of
 ROOT = Path(__file__).resolve().parents[4]
 DEADLINE_S = 3000
 # Of 423 effects; of 286 that write. No divisors of what a step of training repeats.
-STRIDES = {"killed": 37, "full-once": 59, "full": 97, "read-only": 101, "limited": 83}
+STRIDES = {"killed": 61, "full-once": 113, "full": 131, "read-only": 139, "limited": 127}
 STEPS = {"open", "take_in", "label", "train", "release"}
 
 
@@ -54,12 +54,12 @@ def cut_off(folder: Path, **strides: int) -> dict[str, Any]:
     return found
 
 
-def test_an_agent_cut_off_or_refused_at_every_37th_effect_or_so_ends_where_an_unbroken_one_does(
+def test_an_agent_cut_off_or_refused_at_every_61st_effect_or_so_ends_where_an_unbroken_one_does(
     folder: Path,
 ) -> None:
     found = cut_off(folder, **STRIDES)
     assert found["killed"]["effects"] > 400
-    assert found["killed"]["cuts"] > 10
+    assert found["killed"]["cuts"] > 5
     assert {"asked train", "windows train"} <= set(found["killed"]["points"])
     for kind in KINDS:
         assert found[kind]["effects"] > 250

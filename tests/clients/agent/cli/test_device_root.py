@@ -36,7 +36,7 @@ def commands(group: click.Group, path: tuple[str, ...]) -> Iterator[tuple[str, c
 
 
 ALL = dict(commands(cli.root, ()))
-OWN = ("doctor", "enroll", "init", "install-service", "run", "status")
+OWN = ("doctor", "enroll", "init", "install-service", "run", "status", "trust")
 EXAMPLES = [
     (name, line.strip())
     for name, command in ALL.items()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,69 +17,16 @@ from fleet.errors import InputError
 from fleet.federate.releases import Release, load_release
 from server.control.cli.asking import reach_of
 from server.control.cli.root import run
-from server.control.issuing import issued
-from server.control.reach import REGISTRY, Profile, opened_fleet, save_profile
+from server.control.issuing import Issue, issued
+from server.control.reach import Profile, save_profile
 from server.control.roles import Role
-from server.control.service import Server, serve
-from server.registry import Registry, open_registry
-from server.service.config import ServerConfig, save_config
-from server.service.folder import ServerFolder, write_private
-from tests.server.control.controlling import AUTHORITY, NOW, SERVER
-from tests.server.registry.filled import Clock
+from server.control.service import Server
+from server.registry import Registry
+from server.service.folder import ServerFolder
+from tests.server.control.controlling import NOW
 
 Json = Callable[..., tuple[int, dict[str, Any]]]
 ACTOR = getpass.getuser()
-
-
-@pytest.fixture
-def folder(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServerFolder:
-    """A server's folder with a registry that was lived in; no SuperLink runs."""
-    folder = ServerFolder(tmp_path / "server")
-    folder.make()
-    save_config(ServerConfig(), folder)
-    for path, content in (
-        (folder.authority, AUTHORITY.certificate),
-        (folder.authority_key, AUTHORITY.key),
-        (folder.certificate, SERVER.certificate),
-        (folder.key, SERVER.key),
-    ):
-        write_private(path, content)
-    shutil.copyfile(file, folder.path / REGISTRY)
-    monkeypatch.setenv("COREFLEET_SERVER", str(folder.path))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("COREFLEET_CONTROL", raising=False)
-    return folder
-
-
-@pytest.fixture
-def kept(folder: ServerFolder) -> Iterator[Registry]:
-    """The same registry, to look into."""
-    with open_registry(folder.path / REGISTRY, clock=Clock()) as registry:
-        yield registry
-
-
-@pytest.fixture
-def ask(folder: ServerFolder, capsys: pytest.CaptureFixture[str]) -> Json:
-    """Run a command with ``--format json``; return its code and the one document it printed."""
-
-    def ask(*words: object) -> tuple[int, dict[str, Any]]:
-        code = run([*map(str, words), "--format", "json"])
-        told = json.loads(capsys.readouterr().out)
-        assert told.get("exit_code", code) == code
-        return code, told.get("data", told)
-
-    return ask
-
-
-@pytest.fixture
-def read(folder: ServerFolder, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command as a person; return what it printed."""
-
-    def read(*words: object) -> str:
-        assert run([*map(str, words)]) == 0
-        return capsys.readouterr().out
-
-    return read
 
 
 def test_devices_are_listed_with_what_they_serve_and_should(ask: Json) -> None:
@@ -253,13 +199,6 @@ def test_every_failure_has_its_code(ask: Json, words: list[str], code: int, erro
     assert (found, told["error_code"]) == (code, error)
 
 
-@pytest.fixture
-def server(folder: ServerFolder) -> Iterator[Server]:
-    fleet = opened_fleet(folder)
-    with fleet.registry, serve(fleet, "127.0.0.1:0", SERVER, AUTHORITY.certificate) as server:
-        yield server
-
-
 def test_the_same_command_reaches_a_server_by_options_or_by_a_profile(
     ask: Json,
     folder: ServerFolder,
@@ -297,10 +236,11 @@ def test_the_same_command_reaches_a_server_by_options_or_by_a_profile(
 def test_a_key_of_an_operator_is_for_its_owner_alone_and_never_replaced(
     folder: ServerFolder, tmp_path: Path
 ) -> None:
-    told = issued(folder, "anna", Role.viewer, tmp_path / "anna", "a:1", NOW)
+    wanted = Issue("anna", Role.viewer, tmp_path / "anna", "a:1")
+    told = issued(folder, wanted, ACTOR, NOW)
     assert Path(told["key"]).stat().st_mode & 0o777 == 0o600
     with pytest.raises(InputError) as refused:
-        issued(folder, "anna", Role.viewer, tmp_path / "anna", "a:1", NOW)
+        issued(folder, wanted, ACTOR, NOW)
     assert refused.value.code == "operator-files"
 
 

@@ -14,7 +14,7 @@ from server.control.cli.root import root, run
 from tests.flower_processes import free_port
 
 Json = Callable[..., tuple[int, dict[str, Any]]]
-GROUPS = ("server", "device")
+GROUPS = ("server", "device", "audit", "operator", "policy", "release", "round")
 
 
 @pytest.fixture

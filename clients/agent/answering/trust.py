@@ -1,0 +1,138 @@
+"""Trust: only releases that a pinned key signed are trained from, judged or served.
+
+Laws (tests/clients/agent/answering/test_trust.py): with a key pinned, a flipped bit of signature,
+key, content, number or parent is refused, and nothing of it is kept; what was verified once is
+taken again without a signature, also after a restart; without a key everything is as it comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from clients.agent.answering.held import Held
+from clients.agent.answering.world import World
+from clients.agent.config import DeviceConfig
+from clients.agent.pinned import COUNTED, pinned_keys
+from clients.agent.serving.kept import KeptRelease
+from fleet.errors import FleetError, MismatchError, StorageError
+from fleet.federate.proof import Proof, proof_of
+from fleet.federate.releases import Release
+
+__all__ = ["BAD", "REFUSED", "UNSIGNED", "Trust"]
+
+UNSIGNED, BAD = "unsigned-release", "bad-signature"
+REFUSED = "release.refused"
+"""What is kept of the last refusal: number, reason, detail and when."""
+
+
+class Trust:
+    """Verifies whose releases are.
+
+    Args:
+        held: State directory, store and models.
+        config: Reads the device's configuration: who pins another key need not start the agent
+            again.
+        world: Its clock, and who is told of refusals.
+    """
+
+    def __init__(self, held: Held, config: Callable[[], DeviceConfig], world: World) -> None:
+        self._held = held
+        self._config = config
+        self._world = world
+
+    @property
+    def wanted(self) -> bool:
+        """Whether releases are to be verified."""
+        return bool(self._config().release_key)
+
+    def vouch(self, release: KeptRelease, message: Mapping[str, Any]) -> KeptRelease:
+        """Verify a release that a message brought.
+
+        Args:
+            release: What came, with the digest of its state recomputed.
+            message: The message's config, with the proof in it.
+
+        Returns:
+            The release with what is known of it now; as it came where no key is pinned.
+
+        Raises:
+            MismatchError: ``unsigned-release``, ``bad-signature`` or ``signature-format``.
+            InputError: ``release-key-missing`` or ``release-key`` when none can be verified.
+        """
+        return self._told(release, lambda keys: self._verified(release, proof_of(message), keys))
+
+    def check(self, release: KeptRelease) -> None:
+        """Refuse a release of the store that no key signed which is pinned now.
+
+        Raises:
+            MismatchError: ``unsigned-release``.
+            InputError: As :meth:`vouch`.
+        """
+        self._told(release, lambda keys: self._verified(release, None, keys))
+
+    def _told(
+        self, release: KeptRelease, verify: Callable[[Mapping[str, bytes]], KeptRelease]
+    ) -> KeptRelease:
+        """Verify, and count and keep a refusal."""
+        try:
+            keys = pinned_keys(self._config(), self._held.state)
+            return verify(keys) if keys else release
+        except FleetError as error:
+            self._refused(release, error)
+            raise
+
+    def _verified(
+        self, release: KeptRelease, proof: Proof | None, keys: Mapping[str, bytes]
+    ) -> KeptRelease:
+        if not release.moved:
+            return release
+        if proof is None:
+            stored = self._held.serving.stored(release)
+            if stored is not None and stored.signed_by in keys:
+                return stored
+            raise MismatchError(
+                UNSIGNED,
+                f"release {release.number} came without a signature, and this device serves what "
+                f"{_names(keys)} signed",
+                "Upgrade the server if it is older than signatures, and give it a release-key.",
+            )
+        # Of all that names a release only the parent is taken on trust; a wrong one fails, too.
+        named = Release(
+            release.number,
+            release.base,
+            release.frame,
+            proof.parent,
+            release.method,
+            release.state,
+        )
+        signer = proof.signer(named, keys)
+        if not signer:
+            raise MismatchError(
+                BAD,
+                f"the signature of release {release.number} is not of this content by "
+                f"{_names(keys)}",
+                "If the server's key was changed: fleet-device trust release-key.pub",
+            )
+        return replace(release, published=named.digest, signed_by=signer)
+
+    def _refused(self, release: KeptRelease, error: FleetError) -> None:
+        record = {
+            "number": release.number,
+            "reason": error.code,
+            "detail": error.message,
+            "at_s": self._world.now(),
+        }
+        self._world.say("release.refused", **record)
+        store = self._held.store
+        try:
+            with store.transaction():
+                store.counters.add({f"{COUNTED}{error.code}": 1})
+                store.state.put(REFUSED, record)
+        except StorageError as full:  # it is refused all the same
+            self._world.say("store.refused", reason=full.code, detail=full.message)
+
+
+def _names(keys: Mapping[str, bytes]) -> str:
+    return f"the pinned key {' or '.join(keys)}"

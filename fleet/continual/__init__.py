@@ -1,0 +1,1 @@
+"""Continual learning: streams, replay, drift, few labels, forgetting, personal cores."""

@@ -1,0 +1,115 @@
+"""Calibration: a device's own batch-norm statistics, from windows without labels (AdaBN).
+
+Kernels, frames and cores stay those of the fleet; what is a device's own is one scale and one shift
+per channel behind each convolution, and it never leaves the device. So averaging cores still is
+averaging kernels, as in FedBN (Li et al., arXiv:2102.07623). The statistics are those of Li et al.,
+"Revisiting Batch Normalization For Practical Domain Adaptation", arXiv:1603.04779.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fleet.adapt.base import Base
+from fleet.adapt.fold import ChannelAffine
+from fleet.adapt.network import raw_network
+from fleet.errors import InputError
+from fleet.peft.ada_bn import calibrate
+from fleet.peft.batch_norm import batch_norms
+
+__all__ = ["Calibration", "calibrated", "calibration_of"]
+
+# A scale beyond says that a channel was silent on one side; following it would only amplify noise.
+LARGEST_SCALE = 4.0
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """A device's own affine map behind each batch norm's place in the folded network.
+
+    Args:
+        maps: By the norm's name: scale and shift, float32 ``(channels,)`` each; ``scale·z + shift``
+            of what the fleet's network has there.
+    """
+
+    maps: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """Return ``NAME/scale`` and ``NAME/shift``, fit for a safetensors file."""
+        return {
+            f"{name}/{kind}": array
+            for name, pair in self.maps.items()
+            for kind, array in zip(("scale", "shift"), pair, strict=True)
+        }
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[np.float32]]) -> Calibration:
+        """Return what :meth:`arrays` was called on."""
+        names = sorted({key.rpartition("/")[0] for key in arrays})
+        return cls({n: (arrays[f"{n}/scale"], arrays[f"{n}/shift"]) for n in names})
+
+
+def calibration_of(base: Base, x: NDArray[np.float32], *, trust: float = 1.0) -> Calibration:
+    """Estimate a device's calibration.
+
+    Args:
+        base: The base; its own statistics are the source's.
+        x: The device's windows, normalised ``(n, channels, window)``, two or more; no labels.
+        trust: Share of the device's statistics in those that hold, 0 to 1; the rest is the
+            source's. Few windows deserve less than all.
+
+    Raises:
+        InputError: ``too-few-windows``, ``calibration-trust``.
+        ModelError: ``nothing-to-train`` for a network without batch norms.
+    """
+    if not 0 <= trust <= 1:
+        raise InputError("calibration-trust", f"trust is a share, 0 to 1, not {trust}")
+    raw = raw_network(base)
+    target = batch_norms(calibrate(raw, torch.from_numpy(np.asarray(x))))
+    maps = {}
+    for name, norm in batch_norms(raw).items():
+        mean, deviation = _moments(norm)
+        own_mean, own_deviation = _moments(target[name])
+        mixed = mean + trust * (own_mean - mean)
+        spread = torch.sqrt(deviation**2 + trust * (own_deviation**2 - deviation**2))
+        ratio = (deviation / spread).clamp(1 / LARGEST_SCALE, LARGEST_SCALE)
+        weight = norm.get_parameter("weight").detach().double()
+        bias = norm.get_parameter("bias").detach().double()
+        # z = weight·(c - mean)/deviation + bias is what the fleet's network has; what is wanted is
+        # the same with the device's moments.
+        shift = bias * (1 - ratio) + weight * (mean - mixed) / deviation * ratio
+        maps[name] = (ratio.numpy().astype(np.float32), shift.numpy().astype(np.float32))
+    return Calibration(maps)
+
+
+def calibrated(folded: nn.Module, calibration: Calibration) -> nn.Module:
+    """Return a copy of a folded network with a device's own maps behind its convolutions.
+
+    Args:
+        folded: The fleet's folded network, see :func:`fleet.adapt.fold.fold`; not changed.
+        calibration: The device's.
+    """
+    network = copy.deepcopy(folded)
+    for name, (scale, shift) in calibration.maps.items():
+        before = network.get_submodule(name)
+        own = ChannelAffine(torch.from_numpy(np.array(scale)), torch.from_numpy(np.array(shift)))
+        if isinstance(before, ChannelAffine):
+            with torch.no_grad():
+                own.shift.add_(own.scale * before.shift)
+                own.scale.mul_(before.scale)
+        parent, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(parent), leaf, own)
+    return network.requires_grad_(False).eval()
+
+
+def _moments(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation, epsilon included, float64 ``(channels,)``."""
+    variance = norm.get_buffer("running_var").double() + float(getattr(norm, "eps", 0.0))
+    return norm.get_buffer("running_mean").double(), torch.sqrt(variance)

@@ -1,0 +1,151 @@
+"""Guards against forgetting, in core space: each adds one gradient to that of the cross-entropy.
+
+A core state is a few kilobytes, so an anchor, or the Fisher information of every entry, costs a
+device no more than an update does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from fleet.adapt.attach import Attached
+from fleet.adapt.state import CoreState
+from fleet.errors import InputError
+
+__all__ = ["Anchor", "Distil", "fisher_information", "joined_fisher"]
+
+
+@dataclass(frozen=True, eq=False)
+class Anchor:
+    """A spring from every entry to where it is anchored: ``strength/2 · Σ weight·(θ - anchor)²``.
+
+    Without weights it is L2 to the release, the proximal term of FedProx (Li et al., "Federated
+    Optimization in Heterogeneous Networks", arXiv:1812.06127, eq. 2); with Fisher information as
+    weights it is elastic weight consolidation (Kirkpatrick et al., arXiv:1612.00796, eq. 3).
+
+    Args:
+        at: The state that it pulls to.
+        strength: Not negative.
+        weights: Weight of each entry, not negative, of the layout of ``at``; None for one each.
+
+    Raises:
+        InputError: ``guard-strength``.
+    """
+
+    at: CoreState
+    strength: float
+    weights: CoreState | None = None
+
+    def __post_init__(self) -> None:
+        _check_strength(self.strength)
+
+    def add_gradient(self, attached: Attached, x: torch.Tensor, rows: NDArray[np.int64]) -> None:
+        """Add ``strength · weight · (θ - anchor)``, see :class:`fleet.adapt.train.Guard`."""
+        for name, parameter in attached.parameters.items():
+            if parameter.grad is None:
+                continue
+            value = parameter.detach()
+            if name in attached.origin:
+                value = value - attached.origin[name].to(value)
+            pull = value - _tensor(self.at, name, value)
+            if self.weights is not None:
+                pull = pull * _tensor(self.weights, name, value)
+            parameter.grad.add_(pull, alpha=self.strength)
+
+
+@dataclass(frozen=True, eq=False)
+class Distil:
+    """Hold the network to what a teacher said of the same windows.
+
+    The gradient of ``strength · T² · KL(teacher ‖ student)`` at temperature ``T``, mean over the
+    step's windows (Hinton et al., arXiv:1503.02531, section 2; as a guard against forgetting Li &
+    Hoiem, arXiv:1606.09282).
+
+    Args:
+        logits: The teacher's, float ``(windows, classes)`` of all windows that are trained on.
+        strength: Not negative.
+        temperature: ``T``, positive.
+
+    Raises:
+        InputError: ``guard-strength``.
+    """
+
+    logits: torch.Tensor
+    strength: float
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        _check_strength(self.strength)
+        if not self.temperature > 0:
+            raise InputError("guard-strength", f"a temperature is positive, not {self.temperature}")
+
+    def add_gradient(self, attached: Attached, x: torch.Tensor, rows: NDArray[np.int64]) -> None:
+        """Run the step's windows once more, see :class:`fleet.adapt.train.Guard`."""
+        student = functional.log_softmax(attached.module(x) / self.temperature, dim=1)
+        teacher = self.logits[torch.from_numpy(rows)].to(student) / self.temperature
+        wanted = functional.softmax(teacher, dim=1)
+        loss = functional.kl_div(student, wanted, reduction="batchmean")
+        (loss * (self.strength * self.temperature**2)).backward()  # type: ignore[no-untyped-call]
+
+
+def fisher_information(
+    attached: Attached, x: torch.Tensor, y: torch.Tensor, *, windows: int
+) -> CoreState:
+    """Return the diagonal of the empirical Fisher information over core states.
+
+    The mean over windows of the squared gradient of the log-likelihood of the window's own label
+    (Kirkpatrick et al., arXiv:1612.00796; with true labels, so empirical), scaled to a largest
+    entry of one: what is left of it is which entries matter, and one strength suits all networks.
+
+    Args:
+        attached: Network at the state of interest; its gradients are lost.
+        x: ``(n, channels, window)``.
+        y: ``(n,)`` int64.
+        windows: Most windows to look at, evenly spaced.
+
+    Returns:
+        Of the state's layout and float32; zeros without windows.
+    """
+    total = {name: torch.zeros_like(p.detach()) for name, p in attached.parameters.items()}
+    step = max(1, -(-len(y) // windows))
+    for each in range(0, len(y), step):
+        for parameter in attached.parameters.values():
+            parameter.grad = None
+        loss = functional.cross_entropy(attached.module(x[each : each + 1]), y[each : each + 1])
+        loss.backward()  # type: ignore[no-untyped-call]
+        for name, parameter in attached.parameters.items():
+            if parameter.grad is not None:
+                total[name] += parameter.grad.square()
+    largest = max((float(t.max()) for t in total.values() if t.numel()), default=0.0)
+    scale = 1.0 / largest if largest > 0 else 0.0
+    arrays = {name: (t * scale).cpu().numpy().astype(np.float32) for name, t in total.items()}
+    return CoreState.of(arrays)
+
+
+def joined_fisher(before: CoreState | None, now: CoreState, keep: float) -> CoreState:
+    """Return a running Fisher information (online EWC, Schwarz et al., arXiv:1805.06370, eq. 9).
+
+    Args:
+        before: So far; None at first, or after the layout has changed.
+        now: Of the last release.
+        keep: What is left of ``before``, 0 to 1.
+    """
+    if before is None or before.layout != now.layout:
+        return now
+    return before.scale(keep) + now
+
+
+def _tensor(state: CoreState, name: str, like: torch.Tensor) -> torch.Tensor:
+    values: Mapping[str, NDArray[np.float32]] = state.arrays
+    return torch.from_numpy(np.array(values[name])).to(like)
+
+
+def _check_strength(strength: float) -> None:
+    if not strength >= 0:
+        raise InputError("guard-strength", f"a guard's strength is 0 or more, not {strength}")

@@ -1,0 +1,1 @@
+"""Continual runs: a fleet over the periods of a scenario, on every simulation engine."""

@@ -1,0 +1,185 @@
+"""The devices of a continual run: who is there, what they saw, and what they serve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.agent.continual import ContinualDevice, DeviceMemory, Labelled
+from clients.agent.learner import Learner, Workbench
+from fleet.adapt.base import Base
+from fleet.adapt.state import CoreState
+from fleet.continual.options import ContinualOptions
+from fleet.continual.replay import Replay
+from fleet.continual.timeline import Timeline
+from fleet.federate.records import Plan
+from fleet.har.normalise import Normalisation
+from simulations.continual.chain import Place
+
+__all__ = ["Devices", "Seen"]
+
+# A device that was away for longer trains on the last so many periods' labels.
+LARGEST_BACKLOG = 8
+# Ids of windows: so many of a period, at most.
+IDS_PER_PERIOD = 1_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What one device has for a round.
+
+    Args:
+        fresh: Windows whose labels became known since its last round.
+        unlabelled: The period's windows whose labels are not known.
+    """
+
+    fresh: Labelled
+    unlabelled: NDArray[np.float32]
+
+
+@dataclass(eq=False)
+class Devices:
+    """All devices of a run, by their number in the timeline.
+
+    Args:
+        timeline: Who is there, and what they see.
+        normalisation: The base's.
+        options: What each does beside plain training.
+        seed: Root of their choices.
+    """
+
+    timeline: Timeline
+    normalisation: Normalisation
+    options: ContinualOptions
+    seed: int
+    each: dict[int, ContinualDevice] = field(default_factory=dict)
+    served: dict[int, CoreState] = field(default_factory=dict)
+    places: dict[int, Place] = field(default_factory=dict)
+    trained_at: dict[int, int] = field(default_factory=dict)
+    learners: dict[int, Learner] = field(default_factory=dict)
+    seen: dict[int, Seen] = field(default_factory=dict)
+
+    def present(self, period: int) -> list[int]:
+        """Return the devices that are part of the fleet in a period."""
+        return [d for d in range(len(self.timeline)) if self.timeline.present(d, period)]
+
+    def online(self, period: int) -> list[int]:
+        """Return those of them that can be reached."""
+        return [d for d in self.present(period) if self.timeline.online(d, period)]
+
+    def serving(self, period: int) -> list[int]:
+        """Return those that have ever been reached, and so serve something."""
+        return [d for d in self.present(period) if d in self.served]
+
+    def device(self, number: int, bench: Workbench) -> ContinualDevice:
+        """Return a device, made when it is first met."""
+        if number not in self.each:
+            options = self.options
+            name, budget = self.timeline.name(number), options.replay_bytes
+            replay = Replay.empty(budget, options.replay_encoding, seed=self.seed, device=name)
+            memory = DeviceMemory(replay)
+            self.each[number] = ContinualDevice(name, bench, options, memory, self.seed)
+        return self.each[number]
+
+    def catch_up(
+        self, number: int, bench: Workbench, method: str, state: CoreState, place: Place
+    ) -> None:
+        """Bring a device to a release, whatever it held before."""
+        device = self.device(number, bench)
+        if device.bench is not bench:
+            device.rebase(bench, method)
+        self.served[number], self.places[number] = state, place
+
+    def restore(
+        self, number: int, bench: Workbench, memory: DeviceMemory, state: CoreState, place: Place
+    ) -> None:
+        """Put a device back to where an earlier part of the run left it."""
+        self.device(number, bench).memory = memory
+        self.served[number], self.places[number] = state, place
+
+    def notice(self, number: int, period: int) -> None:
+        """Let a device take in a period's windows as they came, without labels."""
+        if self.options.calibrate != "none":
+            arrival = self.timeline.arrival(number, period, self.normalisation)
+            self.each[number].see(arrival.x)
+
+    def ready(self, number: int, period: int) -> bool:
+        """Tell whether a device has something to train on."""
+        return len(self.look(number, period).fresh) > 0
+
+    def own_state(self, number: int, release: CoreState) -> CoreState:
+        """Return what a device serves: a release and what is private to it."""
+        own = self.each[number].memory.personal
+        return release if own is None else release + own
+
+    def keep_private(self, number: int, personal: CoreState) -> None:
+        """Keep what a device has learned for itself alone."""
+        device = self.each[number]
+        device.memory = replace(device.memory, personal=personal)
+
+    def look(self, number: int, period: int) -> Seen:
+        """Return what a device has for the round of a period; made once a period."""
+        if number not in self.seen:
+            self.seen[number] = self._look(number, period)
+        return self.seen[number]
+
+    def test(self, number: int, period: int) -> Labelled:
+        """Return a period's held-out windows of a device."""
+        held = self.timeline.held_out(number, period, self.normalisation)
+        ids = np.arange(len(held.y), dtype=np.int64)
+        return Labelled(held.x, held.y, ids)
+
+    def prepare(self, number: int, period: int, state: CoreState) -> Learner:
+        """Make the learner of a device for a period's round."""
+        seen = self.look(number, period)
+        device = self.each[number]
+        none = seen.fresh.take(np.zeros(0, np.int64))
+        learner = device.learner(seen.fresh, seen.unlabelled, state, period + 1, none)
+        self.learners[number] = learner
+        return learner
+
+    def close(
+        self, period: int, trained: Sequence[int], plan: Plan | None, state: CoreState
+    ) -> None:
+        """End a period: devices that trained remember their windows and follow the release."""
+        for number in trained:
+            device, fresh = self.each[number], self.seen[number].fresh
+            device.follow(plan, state, fresh)
+            device.remember(fresh, period)
+            self.trained_at[number] = period
+        self.learners.clear()
+        self.seen.clear()
+
+    def trained_size(self, base: Base, method: str) -> int:
+        """Return the entries that a device trains and sends; 0 where nothing is trained."""
+        return Workbench(base).layout(method).size if method else 0
+
+    def memories(self) -> Mapping[int, DeviceMemory]:
+        """Return what every device remembers."""
+        return {number: device.memory for number, device in sorted(self.each.items())}
+
+    def _look(self, number: int, period: int) -> Seen:
+        since = max(self.trained_at.get(number, -1), period - LARGEST_BACKLOG)
+        first = max(0, since + 1 - self.timeline.scenario.label_delay)
+        x, y, ids, unlabelled = [], [], [], None
+        for arrived in range(first, period + 1):
+            if not self.timeline.present(number, arrived):
+                continue
+            arrival = self.timeline.arrival(number, arrived, self.normalisation)
+            now = (since < arrival.known_at) & (arrival.known_at <= period)
+            rows = np.flatnonzero(now)
+            x.append(arrival.x[rows])
+            y.append(arrival.y[rows])
+            ids.append(rows.astype(np.int64) + arrived * IDS_PER_PERIOD)
+            if arrived == period:
+                unlabelled = arrival.x[arrival.known_at > period]
+        empty = np.zeros((0, *self.timeline.shape), np.float32)
+        fresh = Labelled(
+            np.concatenate([empty, *x]),
+            np.concatenate([np.zeros(0, np.int64), *y]),
+            np.concatenate([np.zeros(0, np.int64), *ids]),
+        )
+        return Seen(fresh, empty if unlabelled is None else unlabelled)

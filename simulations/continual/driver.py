@@ -1,0 +1,203 @@
+"""A continual run: period by period, what is served is judged, then learned from.
+
+Rounds go through the coordinator's own state machine, its admission and its exact aggregation. What
+a device serves in a period is judged on that period's held-out windows before anything of the
+period is learned.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from clients.agent.learner import Learner
+from fleet.adapt.base import Base
+from fleet.config import RunConfig
+from fleet.federate.rule import read_rule
+from fleet.peft.registry import find
+from server import coordinator as c
+from server.app import task_of
+from server.messages import Traffic
+from simulations.cohort.fleet import CohortFleet
+from simulations.continual.chain import Chain
+from simulations.continual.devices import Devices
+from simulations.continual.fleet import period_fleet
+from simulations.continual.judging import Judge
+from simulations.continual.keeping import ContinualFolder
+from simulations.continual.rounds import Outcome, run_round
+from simulations.continual.strategies import Strategy
+from simulations.engines import Engine
+from simulations.progress import Progress
+
+__all__ = ["Continual", "run_periods"]
+
+
+@dataclass(frozen=True, eq=False)
+class Continual:
+    """One strategy over one scenario.
+
+    Args:
+        folder: Where it is kept.
+        config: Data, optimiser, rule and seed; ``method`` is the strategy's.
+        strategy: What the fleet does.
+        devices: The devices, at their start.
+        base: What all start from.
+        rate: Learning rate.
+        engine: ``cohort`` or ``loop``.
+        workers: Threads that train; 0 for one per core.
+    """
+
+    folder: Path
+    config: RunConfig
+    strategy: Strategy
+    devices: Devices
+    base: Base
+    rate: float
+    engine: Engine = Engine.cohort
+    workers: int = 0
+
+
+def run_periods(run: Continual, progress: Progress) -> list[dict[str, Any]]:
+    """Run the periods that are left; return the records of all, in order.
+
+    Raises:
+        StorageError: When what an earlier part kept cannot be read, or nothing can be written.
+    """
+    keep = ContinualFolder(run.folder)
+    done = keep.periods()
+    going = _Going(run)
+    if done:
+        going.resume(done[-1], keep)
+    periods = run.devices.timeline.scenario.periods
+    progress.stage(run.strategy.name, max(1, periods - len(done)))
+    fleet = period_fleet(going.engine, run.workers, going.learner, lambda: going.chain.bench)
+    with closing(fleet):
+        for period in range(len(done), periods):
+            record = going.period(period, fleet)
+            keep.keep(period, record, run.devices.memories())
+            progress.advance(f"period {period + 1}/{periods} · F1 {record['macro_f1']:.3f}")
+    return keep.periods()
+
+
+class _Going:
+    """A run between two of its periods."""
+
+    def __init__(self, run: Continual) -> None:
+        self.run, self.devices = run, run.devices
+        self.chain = Chain(run.folder, run.base, run.strategy.method or "core")
+        self.judge = Judge(run.devices)
+
+    @property
+    def engine(self) -> Engine:
+        """What trains: devices with gradients of their own train one by one."""
+        alone = self.run.strategy.options.alone and self.run.engine is Engine.cohort
+        return Engine.loop if alone else self.run.engine
+
+    def learner(self, number: int) -> Learner:
+        """Return a device's learner in the present period."""
+        return self.devices.learners[number]
+
+    def resume(self, record: dict[str, Any], keep: ContinualFolder) -> None:
+        """Go on behind a whole period."""
+        chain, number, _ = record["release"]
+        self.chain.go_to((chain, number))
+        for device, memory in keep.memories(record).items():
+            place = record["serving"][str(device)]
+            bench = self.chain.bench_of(place[0])
+            state = self.chain.state_at((place[0], place[1]))
+            self.devices.restore(device, bench, memory, state, (place[0], place[1]))
+        self.devices.trained_at.update({int(n): at for n, at in record["trained_at"].items()})
+
+    def period(self, period: int, fleet: CohortFleet) -> dict[str, Any]:
+        """Judge one period and learn from it; return its record."""
+        started, devices = time.process_time(), self.devices
+        timeline = devices.timeline
+        self.chain.grow(timeline.labels[: timeline.classes_at(period)], self.run.config.seed)
+        online = devices.online(period)
+        self._catch_up(online)
+        served = self.judge.period(period)
+        if period == 0:
+            served["tasks_at_start"] = self.judge.tasks()
+        for number in devices.serving(period):
+            devices.notice(number, period)
+        trained, labels, traffic = self._learn(period, online, fleet)
+        self._catch_up(online)
+        served |= self.judge.after(period)
+        return {
+            "period": period,
+            "release": [*self.chain.place, self.chain.release.digest],
+            "classes": timeline.classes_at(period),
+            "present": len(devices.present(period)),
+            "online": len(online),
+            "trained": trained,
+            "labels": labels,
+            "traffic": asdict(traffic),
+            "serving": {str(n): list(at) for n, at in sorted(devices.places.items())},
+            "trained_at": {str(n): at for n, at in sorted(devices.trained_at.items())},
+            **served,
+            "cpu_seconds": round(time.process_time() - started, 3),
+        }
+
+    def _catch_up(self, online: list[int]) -> None:
+        place, bench = self.chain.place, self.chain.bench
+        for number in online:
+            state = self.chain.release.state
+            self.devices.catch_up(number, bench, self.chain.method, state, place)
+
+    def _learn(
+        self, period: int, online: list[int], fleet: CohortFleet
+    ) -> tuple[int, int, Traffic]:
+        """Run a period's round; return how many trained, on how many labels, and what was sent."""
+        strategy, devices = self.run.strategy, self.devices
+        ready = [n for n in online if devices.ready(n, period)] if strategy.method else []
+        labels = sum(len(devices.look(n, period).fresh) for n in ready)
+        if not ready:
+            devices.close(period, [], None, self.chain.release.state)
+            return 0, 0, Traffic()
+        start = self._start(period)
+        if not strategy.shares:
+            self._alone(period, ready, start)
+            devices.close(period, ready, None, self.chain.release.state)
+            return len(ready), labels, Traffic()
+        for number in ready:
+            devices.prepare(number, period, self.chain.release.state)
+        by_name = {devices.each[n].name: n for n in ready}
+        outcome = run_round(start, by_name, fleet)
+        self._publish(outcome)
+        devices.close(period, ready, outcome.plan, self.chain.release.state)
+        return len(outcome.record.accepted), labels, outcome.traffic
+
+    def _alone(self, period: int, ready: list[int], start: c.State) -> None:
+        """Let devices train each on its own: what they learn is all private."""
+        release = self.chain.release.state
+        _, effects = c.step(start, c.Fleet(0.0, ("nobody",)))
+        push = next(each for each in effects if isinstance(each, c.Push))
+        for number in ready:
+            learner = self.devices.prepare(number, period, release)
+            own = self.devices.own_state(number, release)
+            delta, _ = learner.train(push.plan, own)
+            self.devices.keep_private(number, own + delta - release)
+
+    def _publish(self, outcome: Outcome) -> None:
+        self.chain.rounds.publish(outcome.record, outcome.release, outcome.traffic)
+        if outcome.release is not None:
+            self.chain.release = outcome.release
+
+    def _start(self, period: int) -> c.State:
+        """Return the coordinator's state before a period's round; a period has one try."""
+        run, periods = self.run, self.devices.timeline.scenario.periods
+        base = self.chain.bench.base
+        task = task_of(run.config, base, find(self.chain.method), run.rate)
+        rules = c.Rules(
+            rounds=periods,
+            minimum=1,
+            cohort=run.config.cohort,
+            quorum=1,
+            deadline_s=run.config.deadline_s,
+            seed=run.config.seed,
+            rule=read_rule(run.config.rule),
+        )
+        return c.begin(rules, task, self.chain.release, round_number=period + 1)

@@ -1,0 +1,185 @@
+"""A node that is online and gives no answer holds up nobody else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from flwr.app import Message
+
+from server.asking import TTL_SLACK_S
+from server.standing.delivery import TELL_S
+from server.standing.nodes import STATUS_EVERY_S, STATUS_S
+from simulations.inprocess import InProcessGrid
+from tests.server.registry.filled import OPERATOR
+from tests.server.standing.standing import Fleet
+from tests.server.standing.test_doors import keyed, with_keys
+
+# What rounds and answers take in simulated time: a look a second, no more.
+BRIEF_S = 10.0
+
+
+class Mute:
+    """Nodes that stay online and do not answer, by partition and kind of message."""
+
+    def __init__(self) -> None:
+        self.kinds: set[tuple[int, str]] = set()
+        self.to: dict[str, tuple[int, str]] = {}
+
+    def grid(self, base: type[InProcessGrid]) -> type[InProcessGrid]:
+        mute = self
+
+        class Muted(base):  # type: ignore[misc, valid-type]
+            def push_messages(self, messages: Iterable[Message]) -> list[str]:
+                made = list(messages)
+                ids: list[str] = super().push_messages(made)
+                for each, message in zip(ids, made, strict=True):
+                    mute.to[each] = (self.partition_of(message), message.metadata.message_type)
+                return ids
+
+            def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+                speak = {each for each in message_ids if mute.to[each] not in mute.kinds}
+                found: list[Message] = super().pull_messages(speak)
+                return found
+
+        return Muted
+
+
+@pytest.fixture
+def mute(quick: Fleet) -> Mute:
+    """Three devices with keys; each of them may fall silent."""
+    made = Mute()
+    keys = with_keys(quick, dict(enumerate(quick.devices.names)))
+    quick.start(made.grid(keyed(keys)), keyed=True)
+    return made
+
+
+def test_a_node_that_never_says_who_it_is_delays_no_round_of_the_others(
+    quick: Fleet, mute: Mute
+) -> None:
+    silent = quick.devices.names[2]
+    mute.kinds.add((2, "query.status"))
+    quick.policy(minimum=2, quorum=2)
+    quick.released(2)
+    assert quick.grid.clock() <= BRIEF_S
+    absent = quick.registry.rounds.absences(1)[silent]
+    assert (absent.reason, absent.detail) == ("silent", "has not said anything yet")
+
+
+def test_a_node_that_falls_silent_is_left_out_with_the_reason_until_it_is_heard_again(
+    quick: Fleet, mute: Mute
+) -> None:
+    silent = quick.devices.names[2]
+    quick.policy(minimum=2, quorum=2, rounds=1)
+    quick.released(1)
+    assert silent in quick.registry.rounds.get(1).selected
+    mute.kinds |= {(2, "query.status"), (2, "train")}
+    quick.grid.wait(STATUS_EVERY_S)
+    quick.run(lambda: bool(quick.events("node.silent")), steps=int(STATUS_S) + 5)
+    (said,) = quick.events("node.silent")
+    assert (said["device"], said["times"]) == (silent, 1)
+    began = quick.grid.clock()
+    quick.policy(minimum=2, quorum=2, rounds=3)
+    quick.released(3)
+    assert quick.grid.clock() - began <= BRIEF_S
+    absent = quick.registry.rounds.absences(3)[silent]
+    detail = "online, but 1 time(s) in a row no answer within 30 s"
+    assert (absent.reason, absent.detail) == ("silent", detail)
+    mute.kinds.clear()
+    quick.steps(2)  # its late answer is heard; nothing has to be asked again
+    quick.policy(minimum=2, quorum=2, rounds=4)
+    quick.released(4)
+    assert silent in quick.registry.rounds.get(4).selected
+
+
+def test_a_silent_node_is_asked_again_after_ever_longer_pauses(quick: Fleet, mute: Mute) -> None:
+    mute.kinds.add((2, "query.status"))
+    while quick.grid.clock() < 300.0:
+        quick.steps(1)
+        quick.grid.wait(4.0)
+    assert [each["again_in_s"] for each in quick.events("node.silent")] == [60.0, 120.0, 240.0]
+    assert len(asked(mute, 2, "query.status")) == 3
+
+
+def asked(mute: Mute, partition: int, kind: str) -> list[tuple[int, str]]:
+    return [each for each in mute.to.values() if each == (partition, kind)]
+
+
+def test_a_device_that_does_not_take_a_release_in_time_delays_no_round(
+    quick: Fleet, mute: Mute
+) -> None:
+    slow = quick.devices.names[2]
+    mute.kinds.add((2, "query.release"))
+    quick.policy(minimum=3, quorum=3, rounds=2)
+    quick.released(2)
+    assert quick.grid.clock() <= BRIEF_S
+    assert quick.registry.observations.deliveries().get(slow) is None
+    quick.steps(int(TELL_S) + 10)
+    kept = quick.registry.observations.deliveries()[slow]
+    assert (kept.release, kept.reason) == (2, f"no answer within {TELL_S:g} s")
+    mute.kinds.clear()
+    quick.run(lambda: quick.devices.serves.get(slow) == 2)
+    quick.steps(2)
+    assert quick.registry.observations.deliveries()[slow].reason == ""
+
+
+def test_a_device_is_not_told_a_release_twice_while_it_takes_it(quick: Fleet, mute: Mute) -> None:
+    mute.kinds.add((1, "query.release"))
+    quick.policy(rounds=1)
+    quick.released(1)
+    quick.steps(20)
+    assert len(asked(mute, 1, "query.release")) == 1
+    quick.policy(rounds=2)
+    quick.released(2)
+    quick.steps(3)  # of another release it is told at once
+    assert len(asked(mute, 1, "query.release")) == 2
+
+
+def test_reports_are_heard_while_a_round_is_open(quick: Fleet, mute: Mute) -> None:
+    device = quick.devices.names[1]
+    quick.policy(minimum=2, quorum=3, rounds=2, deadline_s=300.0)
+    quick.released(1)
+    mute.kinds |= {(1, "query.release"), (2, "train")}
+    heard = []
+
+    def wait(seconds: float) -> None:
+        quick.grid.wait(seconds)
+        if quick.registry.open_round() is not None:
+            mute.kinds.discard((1, "query.release"))
+            heard.append(quick.registry.observations.deliveries().get(device))
+
+    object.__setattr__(quick.service.world, "wait", wait)
+    quick.run(lambda: len(quick.registry.rounds.all()) == 2)
+    assert heard[-1] is not None
+    assert (heard[-1].release, heard[-1].reason) == (1, "")
+
+
+def test_an_order_waits_for_devices_that_may_yet_say_who_they_are(quick: Fleet, mute: Mute) -> None:
+    mute.kinds |= {(0, "query.status"), (1, "query.status"), (2, "query.status")}
+    quick.policy(every_s=0.0)
+    order = quick.registry.orders.place("start_round", actor=OPERATOR)
+    quick.steps(5)
+    assert quick.registry.orders.get(order.id).state.value == "taken"
+    mute.kinds.clear()
+    quick.released(1)
+    assert quick.registry.orders.get(order.id).result == {"round": 1, "attempt": 1}
+
+
+def test_an_order_fails_when_they_stay_silent(quick: Fleet, mute: Mute) -> None:
+    mute.kinds |= {(0, "query.status"), (1, "query.status"), (2, "query.status")}
+    quick.policy(every_s=0.0)
+    order = quick.registry.orders.place("start_round", actor=OPERATOR)
+    quick.steps(int(STATUS_S) + 5)
+    why = quick.registry.orders.get(order.id).error
+    assert "needs 3 eligible device(s), 0 are" in why
+    assert "silent" in why
+
+
+def test_questions_are_forgotten_when_their_messages_expire(quick: Fleet, mute: Mute) -> None:
+    mute.kinds.add((2, "query.status"))
+    quick.steps(1)
+    open_now = quick.service.roster.questions._open
+    assert len(open_now) == 1
+    quick.grid.wait(STATUS_S + TTL_SLACK_S)
+    quick.service.roster.refresh()
+    assert quick.service.roster.questions._open == {}
