@@ -28,8 +28,7 @@ RUN --mount=type=bind,target=/src,rw \
       --constraint /src/constraints.txt "/src[${EXTRAS}]" \
     && install -m 0755 /src/scripts/serve-in-container.sh /usr/local/bin/corefleet-entry
 RUN useradd --system --uid 10001 --home-dir /var/lib/corefleet --create-home \
-      --shell /usr/sbin/nologin corefleet \
-    && chmod 0700 /var/lib/corefleet
+      --key HOME_MODE=0700 --shell /usr/sbin/nologin corefleet
 ENV PATH=/opt/corefleet/server/bin:${PATH} \
     COREFLEET_SERVER=/var/lib/corefleet \
     MPLCONFIGDIR=/tmp/matplotlib \

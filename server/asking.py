@@ -21,6 +21,7 @@ from fleet.federate.records import DeviceStatus, problems_of
 from fleet.federate.wire import Payload
 from server.messages import content_of, payload_of
 from server.overdue import Overdue
+from server.pulling import Replies, replies_of
 
 __all__ = ["POLL_S", "Asking", "sent", "status_of"]
 
@@ -51,6 +52,7 @@ class Asking:
         unusable: Why a node cannot be used, by its id.
         overdue: Hears what comes too late.
         due: When a node that cannot be used is asked again, monotonic seconds, by its id.
+        replies: Reads what is answered, within bounds.
     """
 
     grid: Grid
@@ -62,11 +64,19 @@ class Asking:
     unusable: dict[str, str] = field(default_factory=dict)
     overdue: Overdue = field(default_factory=Overdue)
     due: dict[str, float] = field(default_factory=dict)
+    replies: Replies = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.replies = replies_of(self.grid, self.now)
+
+    def pull(self, ids: Iterable[str]) -> list[Message]:
+        """Return the replies to messages that are there, as :meth:`Replies.pull` does."""
+        return self.replies.pull(ids)
 
     def let_pass(self, seconds: float) -> None:
         """Let seconds pass, then hear what came too late."""
         self.wait(seconds)
-        self.overdue.listen(self.grid, self.now())
+        self.overdue.listen(self.pull, self.now())
 
     def discover(self, deadline_s: float) -> tuple[str, ...]:
         """Ask nodes that are new who they are; return the usable devices that are online.
@@ -124,7 +134,7 @@ class Asking:
                 continue
             if not asked:
                 return
-            replies = list(self.grid.pull_messages(asked.keys()))
+            replies = self.pull(asked.keys())
             for reply in replies:
                 device = asked.pop(str(reply.metadata.reply_to_message_id), "")
                 if device:
@@ -139,6 +149,7 @@ class Asking:
     ) -> list[Message]:
         """Make a message to each node; they share their records, which nobody changes."""
         content, ttl = content_of(payload), deadline_s + TTL_SLACK_S
+        self.replies.sending(payload.array.nbytes)
         group = f"{self.group}/{group}"
         return [
             Message(content, dst_node_id=node, message_type=kind, ttl=ttl, group_id=group)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from flwr.serverapp import Grid
+from flwr.app import Message
 
 from server.events import Late
 
@@ -43,13 +43,18 @@ class Overdue:
             if len(self._expected) < LARGEST_OVERDUE:
                 self._expected[message_id] = _Expected(device, number, now, now + for_s)
 
-    def listen(self, grid: Grid, now: float) -> None:
-        """Take what has come."""
+    def listen(self, pull: Callable[[Iterable[str]], Iterable[Message]], now: float) -> None:
+        """Take what has come.
+
+        Args:
+            pull: Returns the replies to messages that are there.
+            now: Monotonic seconds.
+        """
         for message_id in [i for i, each in self._expected.items() if now >= each.until]:
             del self._expected[message_id]
         if not self._expected:
             return
-        for reply in grid.pull_messages(self._expected.keys()):
+        for reply in pull(self._expected.keys()):
             found = self._expected.pop(str(reply.metadata.reply_to_message_id), None)
             if found is not None and not reply.has_error() and len(self._late) < LARGEST_OVERDUE:
                 after = now - found.closed_at

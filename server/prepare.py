@@ -36,6 +36,7 @@ __all__ = [
     "normalisation_of",
     "obtain_base",
     "reframe",
+    "renewed_frames",
     "train_base",
 ]
 
@@ -168,6 +169,27 @@ def reframe(
     network = folded_network(base)
     frames = _frames(network, population, people, normalisation, kind, rank, seed)
     return replace(base, record=record, frames=frames)
+
+
+def renewed_frames(base: Base, population: Population, *, seed: int = 0) -> Base:
+    """Return the base with frames of its own kind and rank, made anew from its folded kernels.
+
+    For a base whose kernels have moved (:func:`fleet.continual.growth.rebased`); done on the server
+    only. Frames of kind ``random`` depend on layers' names alone, so they stay but for their scale.
+
+    Args:
+        base: The base.
+        population: The data; its source people calibrate the frames, and teach the learned kinds.
+        seed: Root of the simulated shifts behind a learned kind.
+
+    Raises:
+        FrameError: When the kernels have no such frames.
+    """
+    kind, rank = base.record.frame_kind, base.record.rank
+    normalisation, people = normalisation_of(base), population.source
+    network = folded_network(base)
+    frames = _frames(network, population, people, normalisation, kind, rank, seed)
+    return replace(base, frames=frames)
 
 
 def frame_sources(

@@ -28,7 +28,7 @@ from server.messages import Traffic, confusion_of, payload_of, weight_on_wire
 
 __all__ = ["Reports", "Shell", "Sink", "Traffic", "about", "event_of", "report_of"]
 
-# Characters kept of a device's reason for not serving a release.
+# Characters kept of a device's reason for not serving a release, or of an error of its own.
 LARGEST_REASON = 500
 
 Confusions = Mapping[str, NDArray[np.int64]]
@@ -162,7 +162,7 @@ class Shell:
         state, effects = c.step_all(state, gone)
         answered: dict[str, str] = {}
         while state.phase is c.Phase.collecting:
-            replies = list(self.grid.pull_messages(asked.keys()))
+            replies = self.asking.pull(asked.keys())
             events: list[c.Event] = [*self.asking.overdue.take()]
             for reply in replies:
                 message_id = str(reply.metadata.reply_to_message_id)
@@ -240,7 +240,8 @@ def event_of(
 ) -> c.Event:
     """Return what a device's answer to a plan means to the coordinator, and count it."""
     if reply.has_error():
-        return c.Failed(now, device, f"{reply.error.reason or 'error'} ({reply.error.code})")
+        reason = str(reply.error.reason or "error")[:LARGEST_REASON]
+        return c.Failed(now, device, f"{reason} ({reply.error.code})")
     try:
         payload = payload_of(reply.content)
     except MismatchError as error:

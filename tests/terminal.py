@@ -8,7 +8,8 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,10 +71,10 @@ def transcript(text: str) -> list[Line]:
     return lines
 
 
-def shape(lines: list[str] | tuple[str, ...]) -> set[str]:
+def shape(lines: Iterable[str]) -> Counter[str]:
     """Return what must be the same in every run: columns and words, not times and numbers."""
     kept = (line.strip() for line in lines)
-    return {_stable(line) for line in kept if line and line[0] not in BORDERS}
+    return Counter(_stable(line) for line in kept if line and line[0] not in BORDERS)
 
 
 def _stable(line: str) -> str:

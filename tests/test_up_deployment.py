@@ -38,6 +38,7 @@ LIMIT_S = 600.0
 PAGE = Path(__file__).parents[1] / "docs" / "operate.md"
 TITLE = "A fleet in a box"
 PAGES_PORT = "9443"
+PRINTED = "up.txt"
 # Ten processes of devices end one after the other.
 END_LIMIT_S = 240.0
 
@@ -105,20 +106,20 @@ def test_the_transcript_of_the_docs_is_what_an_operator_sees_on_hapt() -> None:
         assert len(terminal.said) > 10
         listed = data_of(terminal, "fleet release list")["releases"]
         digests = {each["number"]: each["digest"] for each in listed}
-        shown = data_of(terminal, "fleet release show 1")["release"]
-        rows = data_of(terminal, "fleet audit list --subject 'release 1'")["rows"]
+        shown = data_of(terminal, "fleet release show 2")["release"]
+        rows = data_of(terminal, "fleet audit list --subject 'release 2'")["rows"]
         box.send_signal(signal.SIGINT)
-        printed, _ = box.communicate(timeout=END_LIMIT_S)
-        left = processes_of(mark, MARKER)
+        box.wait(END_LIMIT_S)
+        printed, left = (terminal.folder / PRINTED).read_text(), processes_of(mark, MARKER)
     assert (box.returncode, left) == (130, set()), printed
-    assert "release 1 · " + digests[1][:12] in printed
+    assert "release 2 · " + digests[2][:12] in printed
     assert shown["current"]
-    assert shown["digest"] == digests[1] != digests[2]
+    assert shown["digest"] == digests[2] != digests[3]
     # By the operator of this machine, by Anna from elsewhere, and nobody with a viewer's right.
     assert [row["verb"] for row in rows].count("release.rollback") == 2
     assert rows[-1]["actor"] == "anna"
     assert "vic" not in {row["actor"] for row in rows}
-    assert [number for number, _ in served] == [1, 2, 1]
+    assert [number for number, _ in served] == [2, 3, 2]
     assert served[0] == served[2]
     assert served[0][1] != served[1][1]
 
@@ -131,21 +132,28 @@ def box_of(start: str) -> Iterator[tuple[Terminal, subprocess.Popen[str], str]]:
     folder = Path("/tmp") / f"box-{mark[:8]}"
     folder.mkdir(mode=0o700)
     environment = surroundings(Path(program("fleet")).parent, {MARKER: mark})
+    printed = folder / PRINTED
     try:
-        with subprocess.Popen(
-            shlex.split(start, comments=True),
-            executable=program("fleet"),
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as box:
+        with (
+            printed.open("w") as output,
+            subprocess.Popen(
+                shlex.split(start, comments=True),
+                executable=program("fleet"),
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
+            ) as box,
+        ):
             try:
                 yield Terminal(folder, environment), box, mark
             finally:
                 box.kill()
+    except BaseException as error:
+        error.add_note(f"{start}\n{printed.read_text()}")
+        raise
     finally:
         end(mark, variable=MARKER)
         shutil.rmtree(folder, ignore_errors=True)

@@ -8,8 +8,9 @@ caller keeps where it likes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from clients.agent.learner import Learner, Windows, Workbench
+from clients.agent.watching import watched
 from fleet.adapt.attach import single_thread
 from fleet.adapt.state import CoreState
 from fleet.adapt.train import Guard, batches, predict, train
@@ -27,6 +29,7 @@ from fleet.continual.options import ContinualOptions
 from fleet.continual.personal import held_back, re_expressed
 from fleet.continual.pseudo import agreement, choose, worth_it
 from fleet.continual.replay import Replay
+from fleet.continual.signals import Reference
 from fleet.federate.records import Plan
 from fleet.measure.f1 import confusion
 from fleet.seeds import generator
@@ -35,6 +38,7 @@ __all__ = ["ContinualDevice", "DeviceMemory", "Labelled"]
 
 # Windows that the Fisher information of a release is estimated on, one backward pass each.
 FISHER_WINDOWS = 32
+ALARMS_KEPT = 64
 # Windows per forward pass where nothing is trained.
 PREDICT_BATCH = 256
 # With as many windows as this, the statistics of a device count for half.
@@ -73,6 +77,9 @@ class DeviceMemory:
         personal_serves: Whether the private core is served: it was better on windows held back.
         fisher: Fisher information so far; None without one.
         calibration: Its own batch-norm statistics; None for the fleet's.
+        detector: State of its drift detector; None before it has watched.
+        alarms: Periods in which the detector raised an alarm, the last :data:`ALARMS_KEPT`.
+        probe: Windows set aside to judge releases on; None before the first.
     """
 
     replay: Replay
@@ -80,6 +87,9 @@ class DeviceMemory:
     personal_serves: bool = True
     fisher: CoreState | None = None
     calibration: Calibration | None = None
+    detector: Mapping[str, Any] | None = None
+    alarms: tuple[int, ...] = ()
+    probe: Labelled | None = None
 
 
 @dataclass(eq=False)
@@ -110,6 +120,37 @@ class ContinualDevice:
         trust = len(recent) / (len(recent) + PRIOR_WINDOWS)
         found = calibration_of(self.bench.base, recent, trust=trust)
         self.memory = replace(self.memory, calibration=found)
+
+    def watch(
+        self, x: NDArray[np.float32], period: int, network: nn.Module, reference: Reference
+    ) -> int:
+        """Show a period's windows to the drift detector.
+
+        Args:
+            x: Windows ``(n, channels, window)`` in time order.
+            period: Which period.
+            network: The first base's folded network.
+            reference: Of that network.
+
+        Returns:
+            How many alarms it raised.
+        """
+        state, alarms = watched(self.memory.detector, network, reference, x)
+        kept = (*self.memory.alarms, period)[-ALARMS_KEPT:] if alarms else self.memory.alarms
+        self.memory = replace(self.memory, detector=state, alarms=kept)
+        return alarms
+
+    def called(self, period: int, first: int) -> bool:
+        """Tell whether a device takes part in a period's round of its own accord.
+
+        Args:
+            period: The period.
+            first: The first one in which it could.
+        """
+        if self.options.trigger == "always":
+            return True
+        since = (period - at for at in (first, *self.memory.alarms))
+        return any(0 <= age < self.options.trigger_rounds for age in since)
 
     def learner(
         self,
@@ -264,7 +305,7 @@ class ContinualDevice:
         options = self.options
         known = self._known(fresh)
         judging = held_back(known.ids)
-        training = known.take(~judging)
+        training = self._some(known.take(~judging), plan.round)
         if not len(training):
             return
         before = self.memory.personal
@@ -292,6 +333,14 @@ class ContinualDevice:
             alone = _loss(own.served(release), check)
             helped = _loss(own.served(release + personal), check) < alone if len(check) else True
         self.memory = replace(self.memory, personal=personal, personal_serves=helped)
+
+    def _some(self, known: Labelled, round_number: int) -> Labelled:
+        """Return a sample of windows that keeps the cost of a round bounded."""
+        most = self.options.personal_windows
+        if len(known) <= most:
+            return known
+        rng = generator(self.seed, round_number, self.name, "continual/personal/windows")
+        return known.take(np.sort(rng.choice(len(known), most, replace=False)).astype(np.int64))
 
     def _known(self, fresh: Labelled) -> Labelled:
         """Return the fresh windows and those of the replay buffer."""

@@ -27,7 +27,7 @@ from fleet.federate.releases import Release
 from fleet.models.grow import grow_head
 from fleet.peft.batch_norm import batch_norms
 
-__all__ = ["carried", "carried_release", "grown", "rebased"]
+__all__ = ["carried", "carried_release", "grown", "rebased", "rebased_release"]
 
 # Relative to the largest entry of a kernel: what one rounding of unfolding and folding moves.
 ROUNDING = 1e-5
@@ -123,6 +123,22 @@ def rebased(base: Base, state: CoreState, frames: Mapping[str, Frame]) -> Base:
                 _unfold(raw, norms.get(name.rpartition(".")[0]), name, delta)
     _check_close(fold(raw), merged)
     return replace(base, arrays=_arrays(raw), frames=MappingProxyType(dict(frames)))
+
+
+def rebased_release(release: Release, base: Base, layout: Layout) -> Release:
+    """Return the release of a rebased base that serves what one of the old base served: no core.
+
+    It has the next number, and the old release for a parent.
+    """
+    return Release(
+        release.number + 1,
+        base.digest,
+        base.frame_digest,
+        release.digest,
+        release.method,
+        CoreState.zero(layout),
+        MappingProxyType({"rebased-from": release.base}),
+    )
 
 
 def _unfold(raw: nn.Module, norm: nn.Module | None, name: str, delta: torch.Tensor) -> None:

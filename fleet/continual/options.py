@@ -31,8 +31,10 @@ class ContinualOptions(BaseModel):
             (lower bound of its 95 % interval).
         personal: Whether a private core is trained on top of the fleet's.
         personal_epochs: Passes over the device's windows after each release.
+        personal_windows: Most windows that it is trained on after a release, fresh and replayed.
         personal_rate: Its learning rate as a multiple of the plan's.
         personal_anchor: Pull of the private core towards zero.
+        watch: Whether its drift detector runs, also where nothing follows from it.
         trigger: ``always``, or ``drift``: train and send only for some rounds after an alarm.
         trigger_rounds: Rounds that an alarm lasts.
     """
@@ -53,8 +55,10 @@ class ContinualOptions(BaseModel):
     pseudo_precision: float = Field(0.8, ge=0, le=1)
     personal: bool = False
     personal_epochs: int = Field(2, ge=1, le=100)
+    personal_windows: int = Field(192, ge=1, le=1_000_000)
     personal_rate: float = Field(0.5, gt=0, le=100)
     personal_anchor: float = Field(0.01, ge=0, le=1e6)
+    watch: bool = False
     trigger: Literal["always", "drift"] = "always"
     trigger_rounds: int = Field(3, ge=1, le=1000)
 
@@ -73,6 +77,11 @@ class ContinualOptions(BaseModel):
                 f"the continual options break a rule: {problems_of(error)}",
                 "The options and their ranges are in docs/continual.md.",
             ) from error
+
+    @property
+    def watches(self) -> bool:
+        """Whether the drift detector runs."""
+        return self.watch or self.trigger == "drift"
 
     @property
     def alone(self) -> bool:

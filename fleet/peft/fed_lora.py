@@ -4,8 +4,9 @@
 
 B starts at zero and A at the frame's suffix, which all devices share: on a ``random`` frame that is
 LoRA's random A (Hu et al., arXiv 2106.09685). The scaling ``α/r`` is 1, as of every frame. Frames
-are calibrated to unit response, so A starts larger or smaller than LoRA's own initialisation makes
-it, and one ladder of rates suits both. The product is not linear in what is trained:
+are calibrated to unit response; a step on A moves that response by the energy of a whole input
+patch, so the rates are those of whole kernels: at 0.1, a core's, training collapsed. The product
+is not linear in what is trained:
 
     mean(C_d) · mean(A_d)  ≠  mean(C_d · A_d)
 
@@ -40,7 +41,7 @@ lora = Method(
     summary="both low-rank factors of every convolution; averaged each on its own (FedIT)",
     layout=_layout,
     optimiser="sgd",
-    rates=(0.01, 0.03, 0.1, 0.3, 1.0),
-    default_rate=0.1,
+    rates=(0.001, 0.003, 0.01, 0.03, 0.1),
+    default_rate=0.01,
     lean=False,
 )

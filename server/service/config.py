@@ -137,6 +137,17 @@ class Limits(Table):
     burst: int = Field(
         default=400, ge=1, le=10**6, description="Requests of one address that may come at once."
     )
+    bytes_per_minute: int = Field(
+        default=64 * MIB,
+        ge=2**16,
+        le=2**40,
+        description="Bytes of one device's bodies per minute; one body always passes.",
+    )
+
+    @property
+    def volume_bytes(self) -> int:
+        """Bytes of one device's bodies that may come at once, and again in each minute."""
+        return max(self.bytes_per_minute, self.body_bytes)
 
 
 class ServerConfig(Table):

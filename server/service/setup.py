@@ -59,8 +59,8 @@ def made(folder: ServerFolder, wanted: Wanted, now: datetime) -> ServerConfig:
     What is there stays, since devices trust the authority and know the address.
 
     Raises:
-        InputError: ``host-name``, ``server-config``, ``authority-incomplete`` or
-            ``release-key``.
+        InputError: ``host-name``, ``server-config``, ``authority-incomplete``,
+            ``release-key-incomplete`` or ``release-key``.
         StorageError: When a file could not be read or written.
     """
     folder.make()
@@ -71,6 +71,13 @@ def made(folder: ServerFolder, wanted: Wanted, now: datetime) -> ServerConfig:
             "authority-incomplete",
             f"of {folder.authority.name} and {folder.authority_key.name} one is missing",
             "Bring it back from a backup, or remove the other: devices then need the new ca.crt.",
+        )
+    if folder.release_public.exists() and not folder.release_key.exists():
+        raise InputError(
+            "release-key-incomplete",
+            f"{folder.release_public.name} is there and {folder.release_key.name} is missing",
+            f"Bring it back, e.g. from a backup with keys; or remove {folder.release_public.name}"
+            " for a new pair: devices that trust the old one must then trust the new one.",
         )
     if not folder.authority.exists():
         authority = make_authority(now)

@@ -95,7 +95,7 @@ class Collection:
         effects = self._take(c.Tick(self.now()))  # a round that is resumed may be over already
         while self._collects():
             self._push()
-            replies = list(self.asking.grid.pull_messages(self._awake()))
+            replies = self.asking.pull(self._awake())
             late = [c.Late(self.now(), e.device, e.detail) for e in self.asking.overdue.take()]
             heard = [event for event in map(self._event_of, replies) if event is not None]
             for event in (*late, *heard):

@@ -88,7 +88,7 @@ class Questions:
         """
         found: list[tuple[Question, Message]] = []
         while here := {i for i, each in self._open.items() if each.node in online}:
-            replies = list(self.asking.grid.pull_messages(here))
+            replies = self.asking.pull(here)
             for reply in replies:
                 question = self._open.pop(str(reply.metadata.reply_to_message_id), None)
                 if question is None:

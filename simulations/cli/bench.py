@@ -11,7 +11,14 @@ from rich.table import Table
 
 from fleet.errors import InputError
 from server.control.cli.render import Format, FormatOption, emit
-from simulations.cli import bench_drift, bench_fleet, bench_growth, bench_peft, bench_simulate
+from simulations.cli import (
+    bench_continual,
+    bench_drift,
+    bench_fleet,
+    bench_growth,
+    bench_peft,
+    bench_simulate,
+)
 
 if TYPE_CHECKING:
     from simulations.benchmarks.training import Setting
@@ -80,6 +87,7 @@ app.command(help=bench_fleet.HELP, epilog=bench_fleet.EPILOG)(bench_fleet.fleet)
 app.command(help=bench_drift.HELP, epilog=bench_drift.EPILOG)(bench_drift.drift)
 app.command(help=bench_growth.HELP, epilog=bench_growth.EPILOG)(bench_growth.growth)
 app.command(help=bench_simulate.HELP, epilog=bench_simulate.EPILOG)(bench_simulate.simulate)
+app.command(help=bench_continual.HELP, epilog=bench_continual.EPILOG)(bench_continual.continual)
 
 
 Model = Annotated[str, typer.Option(help="Backbone.")]

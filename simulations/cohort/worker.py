@@ -44,7 +44,8 @@ class ChunkWorker:
     def __init__(self, learners: LearnerFleet) -> None:
         self._learners = learners
         self._opened: tuple[Payload, Plan] | None = None
-        # By method and layout: a run has one.
+        # Of one base, by method and layout: a run has one, until its base changes.
+        self._base = ""
         self._networks: dict[tuple[str, str], CohortNetwork | None] = {}
         self._judged: tuple[str, nn.Module] = ("", nn.Identity())
 
@@ -123,6 +124,8 @@ class ChunkWorker:
     def _network(self, bench: Workbench, plan: Plan, state: CoreState) -> CohortNetwork | None:
         """Return the network of many devices, or None where they cannot train together."""
         key = (plan.method, plan.layout)
+        if self._base != bench.base.digest:
+            self._base, self._networks = bench.base.digest, {}
         if key not in self._networks:
             together = find(plan.method).lean and not self._learners.memory_budget_bytes
             self._networks[key] = _together(bench, state) if together else None

@@ -7,19 +7,22 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from clients.agent.continual import ContinualDevice, DeviceMemory, Labelled
 from clients.agent.learner import Learner, Workbench
+from clients.agent.probing import for_probe, set_aside
 from fleet.adapt.base import Base
 from fleet.adapt.state import CoreState
 from fleet.continual.options import ContinualOptions
 from fleet.continual.replay import Replay
+from fleet.continual.signals import Reference
 from fleet.continual.timeline import Timeline
 from fleet.federate.records import Plan
 from fleet.har.normalise import Normalisation
 from simulations.continual.chain import Place
 
-__all__ = ["Devices", "Seen"]
+__all__ = ["Devices", "Eye", "Seen"]
 
 # A device that was away for longer trains on the last so many periods' labels.
 LARGEST_BACKLOG = 8
@@ -40,6 +43,19 @@ class Seen:
     unlabelled: NDArray[np.float32]
 
 
+@dataclass(frozen=True, eq=False)
+class Eye:
+    """What drift detectors look with: the first base, and what its features are like.
+
+    Args:
+        network: Its folded network.
+        reference: Of source people.
+    """
+
+    network: nn.Module
+    reference: Reference
+
+
 @dataclass(eq=False)
 class Devices:
     """All devices of a run, by their number in the timeline.
@@ -49,12 +65,16 @@ class Devices:
         normalisation: The base's.
         options: What each does beside plain training.
         seed: Root of their choices.
+        eye: What drift detectors look with; None where nobody watches.
+        probing: Whether they set windows aside to judge releases on.
     """
 
     timeline: Timeline
     normalisation: Normalisation
     options: ContinualOptions
     seed: int
+    eye: Eye | None = None
+    probing: bool = False
     each: dict[int, ContinualDevice] = field(default_factory=dict)
     served: dict[int, CoreState] = field(default_factory=dict)
     places: dict[int, Place] = field(default_factory=dict)
@@ -100,15 +120,25 @@ class Devices:
         self.device(number, bench).memory = memory
         self.served[number], self.places[number] = state, place
 
-    def notice(self, number: int, period: int) -> None:
-        """Let a device take in a period's windows as they came, without labels."""
-        if self.options.calibrate != "none":
-            arrival = self.timeline.arrival(number, period, self.normalisation)
-            self.each[number].see(arrival.x)
+    def notice(self, number: int, period: int) -> int:
+        """Let a device take in a period's windows as they came, without labels.
+
+        Returns:
+            Alarms of its drift detector.
+        """
+        if self.options.calibrate == "none" and self.eye is None:
+            return 0
+        arrival = self.timeline.arrival(number, period, self.normalisation)
+        self.each[number].see(arrival.x)
+        if self.eye is None:
+            return 0
+        return self.each[number].watch(arrival.x, period, self.eye.network, self.eye.reference)
 
     def ready(self, number: int, period: int) -> bool:
-        """Tell whether a device has something to train on."""
-        return len(self.look(number, period).fresh) > 0
+        """Tell whether a device has something to train on, and cause to."""
+        first = next(p for p in range(period + 1) if self.timeline.present(number, p))
+        called = self.each[number].called(period, first)
+        return called and len(self.look(number, period).fresh) > 0
 
     def own_state(self, number: int, release: CoreState) -> CoreState:
         """Return what a device serves: a release and what is private to it."""
@@ -123,8 +153,20 @@ class Devices:
     def look(self, number: int, period: int) -> Seen:
         """Return what a device has for the round of a period; made once a period."""
         if number not in self.seen:
-            self.seen[number] = self._look(number, period)
+            seen = self._look(number, period)
+            if self.probing:
+                device = self.each[number]
+                device.memory, fresh = set_aside(device.memory, seen.fresh)
+                seen = replace(seen, fresh=fresh)
+            self.seen[number] = seen
         return self.seen[number]
+
+    def probe_counts(self, number: int, state: CoreState) -> NDArray[np.int64]:
+        """Return a device's confusion counts on its probe set under a release, nothing private."""
+        device, classes = self.each[number], len(self.timeline.labels)
+        if device.memory.probe is None:
+            return np.zeros((classes, classes), np.int64)
+        return device.judge(state, device.memory.probe, classes=classes, personal=False)
 
     def test(self, number: int, period: int) -> Labelled:
         """Return a period's held-out windows of a device."""
@@ -175,7 +217,11 @@ class Devices:
             y.append(arrival.y[rows])
             ids.append(rows.astype(np.int64) + arrived * IDS_PER_PERIOD)
             if arrived == period:
-                unlabelled = arrival.x[arrival.known_at > period]
+                unknown = arrival.known_at > period
+                if self.probing:
+                    every = np.arange(len(unknown), dtype=np.int64) + arrived * IDS_PER_PERIOD
+                    unknown &= ~for_probe(self.each[number].memory, every)
+                unlabelled = arrival.x[unknown]
         empty = np.zeros((0, *self.timeline.shape), np.float32)
         fresh = Labelled(
             np.concatenate([empty, *x]),

@@ -8,8 +8,9 @@ period is learned.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from simulations.continual.devices import Devices
 from simulations.continual.fleet import period_fleet
 from simulations.continual.judging import Judge
 from simulations.continual.keeping import ContinualFolder
+from simulations.continual.renewal import Renewal
 from simulations.continual.rounds import Outcome, run_round
 from simulations.continual.strategies import Strategy
+from simulations.continual.trial import tried
 from simulations.engines import Engine
 from simulations.progress import Progress
 
@@ -48,6 +51,7 @@ class Continual:
         rate: Learning rate.
         engine: ``cohort`` or ``loop``.
         workers: Threads that train; 0 for one per core.
+        renew: Makes the frames of a base whose kernels have moved; None where none are made.
     """
 
     folder: Path
@@ -58,6 +62,7 @@ class Continual:
     rate: float
     engine: Engine = Engine.cohort
     workers: int = 0
+    renew: Callable[[Base], Base] | None = None
 
 
 def run_periods(run: Continual, progress: Progress) -> list[dict[str, Any]]:
@@ -89,6 +94,8 @@ class _Going:
         self.run, self.devices = run, run.devices
         self.chain = Chain(run.folder, run.base, run.strategy.method or "core")
         self.judge = Judge(run.devices)
+        self.renewal = Renewal(run.strategy, run.devices)
+        self.trial: dict[str, Any] = {}
 
     @property
     def engine(self) -> Engine:
@@ -103,7 +110,8 @@ class _Going:
     def resume(self, record: dict[str, Any], keep: ContinualFolder) -> None:
         """Go on behind a whole period."""
         chain, number, _ = record["release"]
-        self.chain.go_to((chain, number))
+        self.chain.go_to((chain, number), record.get("issued", 0))
+        self.renewal.resume(record)
         for device, memory in keep.memories(record).items():
             place = record["serving"][str(device)]
             bench = self.chain.bench_of(place[0])
@@ -117,35 +125,44 @@ class _Going:
         timeline = devices.timeline
         self.chain.grow(timeline.labels[: timeline.classes_at(period)], self.run.config.seed)
         online = devices.online(period)
-        self._catch_up(online)
+        sent = self._catch_up(online)
         served = self.judge.period(period)
         if period == 0:
             served["tasks_at_start"] = self.judge.tasks()
-        for number in devices.serving(period):
-            devices.notice(number, period)
+        alarms = {n: devices.notice(n, period) for n in devices.serving(period)}
+        self.trial = {}
         trained, labels, traffic = self._learn(period, online, fleet)
-        self._catch_up(online)
+        self.renewal.renew(self.chain, self.run.renew)
+        traffic.bytes_down += sent + self._catch_up(online)
         served |= self.judge.after(period)
         return {
             "period": period,
             "release": [*self.chain.place, self.chain.release.digest],
+            "issued": self.chain.issued,
             "classes": timeline.classes_at(period),
             "present": len(devices.present(period)),
             "online": len(online),
             "trained": trained,
             "labels": labels,
+            "alarms": [devices.each[n].name for n, raised in alarms.items() if raised],
             "traffic": asdict(traffic),
             "serving": {str(n): list(at) for n, at in sorted(devices.places.items())},
             "trained_at": {str(n): at for n, at in sorted(devices.trained_at.items())},
+            **self.trial,
+            **self.renewal.record(),
             **served,
             "cpu_seconds": round(time.process_time() - started, 3),
         }
 
-    def _catch_up(self, online: list[int]) -> None:
-        place, bench = self.chain.place, self.chain.bench
+    def _catch_up(self, online: list[int]) -> int:
+        """Bring devices to the release; return the bytes of new frames that this takes."""
+        place, bench, sent = self.chain.place, self.chain.bench, 0
         for number in online:
             state = self.chain.release.state
+            before = self.devices.places.get(number, place)[0]
+            sent += sum(self.chain.bytes_to(n) for n in range(before + 1, place[0] + 1))
             self.devices.catch_up(number, bench, self.chain.method, state, place)
+        return sent
 
     def _learn(
         self, period: int, online: list[int], fleet: CohortFleet
@@ -166,7 +183,8 @@ class _Going:
             devices.prepare(number, period, self.chain.release.state)
         by_name = {devices.each[n].name: n for n in ready}
         outcome = run_round(start, by_name, fleet)
-        self._publish(outcome)
+        self._publish(outcome, online)
+        self.renewal.measure(ready, period, self.chain.release.state, outcome.traffic)
         devices.close(period, ready, outcome.plan, self.chain.release.state)
         return len(outcome.record.accepted), labels, outcome.traffic
 
@@ -181,10 +199,19 @@ class _Going:
             delta, _ = learner.train(push.plan, own)
             self.devices.keep_private(number, own + delta - release)
 
-    def _publish(self, outcome: Outcome) -> None:
-        self.chain.rounds.publish(outcome.record, outcome.release, outcome.traffic)
-        if outcome.release is not None:
-            self.chain.release = outcome.release
+    def _publish(self, outcome: Outcome, online: list[int]) -> None:
+        """Keep a round's release, and go on with it unless it fails its trial."""
+        candidate, margin, promoted = outcome.release, self.run.strategy.gate, True
+        if candidate is not None and margin is not None:
+            before = self.chain.release.state
+            promoted, self.trial = tried(
+                self.devices, online, before, candidate, margin, outcome.traffic
+            )
+        self.chain.rounds.publish(outcome.record, candidate, outcome.traffic)
+        if candidate is not None:
+            self.chain.issued = candidate.number
+            if promoted:
+                self.chain.release = candidate
 
     def _start(self, period: int) -> c.State:
         """Return the coordinator's state before a period's round; a period has one try."""
@@ -200,4 +227,5 @@ class _Going:
             seed=run.config.seed,
             rule=read_rule(run.config.rule),
         )
-        return c.begin(rules, task, self.chain.release, round_number=period + 1)
+        start = c.begin(rules, task, self.chain.release, round_number=period + 1)
+        return replace(start, number=self.chain.issued + 1)

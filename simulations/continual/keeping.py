@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from clients.agent.continual import DeviceMemory
+from clients.agent.continual import DeviceMemory, Labelled
 from fleet.adapt.digest import digest_arrays
 from fleet.adapt.state import CoreState
 from fleet.continual.calibration import Calibration
@@ -110,8 +110,16 @@ def memory_arrays(memory: DeviceMemory) -> tuple[dict[str, NDArray[Any]], dict[s
     if memory.calibration is not None:
         own = memory.calibration.arrays()
         arrays |= {f"calibration:{name}": array for name, array in own.items()}
+    if memory.probe is not None:
+        probe: Arrays = {"x": memory.probe.x, "y": memory.probe.y, "ids": memory.probe.ids}
+        arrays |= {f"probe:{name}": array for name, array in probe.items()}
     arrays |= {f"replay:{name}": array for name, array in memory.replay.arrays().items()}
-    return arrays, {"personal_serves": memory.personal_serves}
+    flags = {
+        "personal_serves": memory.personal_serves,
+        "detector": memory.detector,
+        "alarms": list(memory.alarms),
+    }
+    return arrays, flags
 
 
 def memory_of(arrays: Arrays, flags: Mapping[str, Any]) -> DeviceMemory:
@@ -129,11 +137,14 @@ def memory_of(arrays: Arrays, flags: Mapping[str, Any]) -> DeviceMemory:
         kind: CoreState.of(parts[kind]) if kind in parts else None
         for kind in ("personal", "fisher")
     }
-    statistics = parts.get("calibration")
+    statistics, probe = parts.get("calibration"), parts.get("probe")
     return DeviceMemory(
         Replay.of_arrays(parts.get("replay", {})),
         states["personal"],
         bool(flags["personal_serves"]),
         states["fisher"],
         None if statistics is None else Calibration.of_arrays(statistics),
+        flags["detector"],
+        tuple(flags["alarms"]),
+        None if probe is None else Labelled(probe["x"], probe["y"], probe["ids"]),
     )

@@ -10,12 +10,11 @@ DIR/plots/*.png
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fleet.config import RunConfig
-from fleet.continual.options import ContinualOptions
 from fleet.continual.scenario import Scenario
 from fleet.errors import InputError, StorageError
 from fleet.files import write_json
@@ -23,7 +22,7 @@ from server.store import read_json
 from simulations.continual.driver import run_periods
 from simulations.continual.report import report_of
 from simulations.continual.setting import setting_of
-from simulations.continual.strategies import Strategy, strategy
+from simulations.continual.strategies import Strategy, strategy, with_options
 from simulations.engines import Engine
 from simulations.progress import Progress
 from simulations.versions import versions
@@ -81,9 +80,7 @@ class ScenarioRun:
         """
         found = []
         for name in self.strategies:
-            one = strategy(name)
-            values = one.options.model_dump() | dict(self.options)
-            found.append(replace(one, options=ContinualOptions.parse(values)))
+            found.append(with_options(strategy(name), self.options))
         return found
 
 

@@ -6,19 +6,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from clients.agent.watching import reference_of
 from fleet.adapt.base import Base, load_base, save_base
+from fleet.adapt.network import folded_network
 from fleet.config import RunConfig
 from fleet.continual.scenario import Scenario
 from fleet.continual.timeline import Timeline
-from fleet.har.population import Population, population_of
+from fleet.har.population import Population, population_of, windows_of
 from fleet.peft.registry import find
-from server.prepare import normalisation_of, reframe, train_base
-from simulations.continual.devices import Devices
+from server.prepare import normalisation_of, reframe, renewed_frames, train_base
+from simulations.continual.devices import Devices, Eye
 from simulations.continual.driver import Continual
 from simulations.continual.strategies import Strategy
 from simulations.engines import Engine
 
 __all__ = ["Setting", "setting_of"]
+
+# More source windows would not move the reference of drift detectors visibly.
+REFERENCE_WINDOWS = 3000
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +78,26 @@ class Setting:
             engine: What trains.
             workers: Threads.
         """
-        devices = Devices(self.timeline, normalisation_of(base), strategy.options, self.config.seed)
+        eye = self._eye(base) if strategy.options.watches else None
+        seed, options = self.config.seed, strategy.options
+        devices = Devices(self.timeline, normalisation_of(base), options, seed, eye)
         rate = rate or self.config.learning_rate
         if not rate:
             rate = find(strategy.method or "core").default_rate
         folder = self.folder / strategy.name
-        return Continual(folder, self.config, strategy, devices, base, rate, engine, workers)
+        devices.probing = strategy.gate is not None and strategy.shares
+
+        def renew(moved: Base) -> Base:
+            return renewed_frames(moved, self.population, seed=self.config.seed)
+
+        return Continual(folder, self.config, strategy, devices, base, rate, engine, workers, renew)
+
+    def _eye(self, base: Base) -> Eye:
+        """Return what drift detectors look with."""
+        network = folded_network(base)
+        source = windows_of(self.population, self.population.source, normalisation_of(base))
+        step = -(-len(source.y) // REFERENCE_WINDOWS)
+        return Eye(network, reference_of(network, source.x[::step]))
 
 
 def setting_of(config: RunConfig, scenario: Scenario) -> Setting:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleet.adapt.frames import FrameKind
 from fleet.continual.options import ContinualOptions
 from fleet.errors import InputError
+from fleet.federate.records import problems_of
 
-__all__ = ["STRATEGIES", "Strategy", "strategy"]
+__all__ = ["STRATEGIES", "Strategy", "strategy", "with_options"]
 
 REPLAY: dict[str, Any] = {"replay_bytes": 256 * 1024}
 
@@ -25,6 +29,12 @@ class Strategy:
         options: What devices do beside plain training.
         frame: Kind of the base's frames; None for the run's.
         shares: Whether devices send what they learn.
+        gate: A new release is served only where it is at most so much worse, in pooled macro-F1 on
+            windows that devices set aside, than the one before; None to serve every one.
+        rebase_above: The base is made anew, with new frames, where the share of gradient energy
+            outside the frames is above this; None for never.
+        rebase_rounds: It has to be so in so many rounds in a row.
+        rebase_apart: Fewest rounds from one such base to the next.
     """
 
     name: str
@@ -33,6 +43,21 @@ class Strategy:
     options: ContinualOptions = field(default_factory=lambda: ContinualOptions.parse({}))
     frame: FrameKind | None = None
     shares: bool = True
+    gate: float | None = None
+    rebase_above: float | None = None
+    rebase_rounds: int = 3
+    rebase_apart: int = 6
+
+
+class _ServerOptions(BaseModel):
+    """The options of a strategy that are the server's affair, see :class:`Strategy`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    gate: float | None = Field(None, ge=0, le=1)
+    rebase_above: float | None = Field(None, ge=0, le=1)
+    rebase_rounds: int = Field(3, ge=1, le=1000)
+    rebase_apart: int = Field(6, ge=1, le=1000)
 
 
 def _made(
@@ -55,7 +80,12 @@ STRATEGIES: dict[str, Strategy] = {
         _made("fedavg-full", "all weights averaged (arXiv:1602.05629)", "full"),
         _made("fedprox-full", "FedAvg with a proximal term (arXiv:1812.06127)", "full", anchor=0.1),
         _made("fedavg-head", "the head averaged", "head"),
-        _made("fedit-lora", "LoRA's A and B averaged separately (arXiv:2305.05644)", "lora"),
+        _made(
+            "fedit-lora",
+            "LoRA's A and B averaged separately (arXiv:2305.05644), and the head",
+            "lora+head",
+            frame="random",
+        ),
         _made("ffa-lora", "LoRA with A frozen (arXiv:2403.12313)", "core+head", frame="random"),
         _made("core", "cores and head", "core+head"),
         _made("core+replay", "cores and head, replay", "core+head", **REPLAY),
@@ -75,6 +105,13 @@ STRATEGIES: dict[str, Strategy] = {
             ewc=1.0,
             distil=0.0,
             pseudo=1.0,
+            **REPLAY,
+        ),
+        _made(
+            "core+drift",
+            "core+replay, but a device takes part only while its drift detector says so",
+            "core+head",
+            trigger="drift",
             **REPLAY,
         ),
         _made(
@@ -101,3 +138,25 @@ def strategy(name: str) -> Strategy:
             "docs/continual.md says what each does.",
         )
     return STRATEGIES[name]
+
+
+def with_options(one: Strategy, values: Mapping[str, Any]) -> Strategy:
+    """Return a strategy with some of its options changed, those of devices and of the server.
+
+    Raises:
+        InputError: ``continual-options``, listing every problem at once.
+    """
+    fields = _ServerOptions.model_fields
+    server = {name: getattr(one, name) for name in fields}
+    server |= {name: value for name, value in values.items() if name in fields}
+    own = {name: value for name, value in values.items() if name not in fields}
+    try:
+        checked = _ServerOptions.model_validate(server)
+    except ValidationError as error:
+        raise InputError(
+            "continual-options",
+            f"the continual options break a rule: {problems_of(error)}",
+            "The options and their ranges are in docs/continual.md.",
+        ) from error
+    options = ContinualOptions.parse(one.options.model_dump() | own)
+    return replace(one, options=options, **checked.model_dump())

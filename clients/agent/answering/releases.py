@@ -65,7 +65,7 @@ class Releases:
             self._store.state.put(WANTED, kept.name)
             self._store.state.put(TRIES, {"name": kept.name, "count": self._tries(kept.name) + 1})
         try:
-            outcome = self._serving.promote(kept, self._probe())
+            outcome = self._serving.promote(kept, self._probe_for(kept))
         finally:
             self._outlived = kept.name  # whatever it came to, this process is still there
         record = {
@@ -82,6 +82,16 @@ class Releases:
         probe = outcome.probe.model_dump() if outcome.probe else None
         self._say("release.swapped" if outcome.swapped else "release.kept", **record, probe=probe)
         return outcome
+
+    def _probe_for(self, kept: KeptRelease) -> Probe | None:
+        """Return what judges a release before it is served; nothing judges a way back.
+
+        Going back is the operator's decision, who knows what the device does not; an old plan
+        that was held up somewhere never gets here, see :meth:`ahead`.
+        """
+        served = self._serving.served
+        back = served is not None and kept.number < served.number
+        return None if back else self._probe()
 
     def ahead(self, kept: KeptRelease) -> bool:
         """Tell whether a plan's release is newer than what is served.

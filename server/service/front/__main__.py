@@ -49,9 +49,10 @@ async def _serve(folder: ServerFolder, config: ServerConfig) -> None:
     limits = config.limits
     _raise_descriptors(limits.connections + limits.upstream_connections + OTHER_DESCRIPTORS)
     rates = Rates(limits.requests_per_s, limits.burst, time.monotonic)
+    volumes = Rates(limits.volume_bytes / 60, limits.volume_bytes, time.monotonic)
     upstream = Upstream(f"https://{config.superlink_address}", folder.authority, limits)
     running = asyncio.ensure_future(
-        Listener(Shared(limits, rates, upstream, events), context, listener).run()
+        Listener(Shared(limits, rates, volumes, upstream, events), context, listener).run()
     )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,9 +16,11 @@ from server.service.config import Limits
 from server.service.front.events import Events
 from server.service.front.rates import Rates, neighbourhood
 from server.service.front.rules import (
+    Headers,
     Refusal,
     Route,
     answered_headers,
+    claimed_key,
     forwarded_headers,
     route,
 )
@@ -41,6 +44,7 @@ class Shared:
     Args:
         limits: Of each and of all.
         rates: Requests per address.
+        volumes: Bytes per device.
         upstream: The SuperLink.
         events: Told of every refusal.
         buffered_bytes: Bytes of the bodies that are held now.
@@ -48,6 +52,7 @@ class Shared:
 
     limits: Limits
     rates: Rates
+    volumes: Rates
     upstream: Upstream
     events: Events
     buffered_bytes: int = field(default=0)
@@ -58,6 +63,20 @@ class Shared:
             return False
         self.buffered_bytes += size
         return True
+
+    def admit(self, address: str, headers: Headers, size: int) -> Refusal | None:
+        """Count a request against its caller's limits; return the refusal where it exceeds one.
+
+        Bytes are counted by address and claimed key together: devices behind one address do not
+        use up each other's, and nobody who names another's key elsewhere uses up that device's.
+        """
+        caller = neighbourhood(address)
+        if not self.rates.take(caller):
+            return Refusal(503, "rate")
+        device = f"{caller} {hashlib.sha256(claimed_key(headers)).hexdigest()}"
+        if not self.volumes.take(device, size):
+            return Refusal(503, "volume")
+        return None if self.reserve(size) else BUSY
 
 
 class _Gone(Exception):
@@ -105,10 +124,9 @@ class Connection:
             list(request.headers),
             self._limits.body_bytes,
         )
-        if isinstance(decided, Route) and not self._shared.rates.take(neighbourhood(self._address)):
-            decided = Refusal(503, "rate")
-        if isinstance(decided, Route) and not self._shared.reserve(decided.length):
-            decided = BUSY
+        if isinstance(decided, Route):
+            headers = list(request.headers)
+            decided = self._shared.admit(self._address, headers, decided.length) or decided
         if isinstance(decided, Refusal):
             await self._refuse(decided, request)
             return False

@@ -1,4 +1,4 @@
-"""How often one address may ask: token buckets, of which there are boundedly many."""
+"""How often one address may ask, and how much: token buckets, boundedly many."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Rates:
         self._per_s, self._burst, self._clock, self._most = per_s, burst, clock, most
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, key: str) -> bool:
-        """Take a token; return whether there was one."""
+    def take(self, key: str, count: int = 1) -> bool:
+        """Take tokens; return whether there were so many. If not, none is taken."""
         now_s = self._clock()
         tokens, since_s = self._buckets.pop(key, (float(self._burst), now_s))
         tokens = min(self._burst, tokens + (now_s - since_s) * self._per_s)
-        taken = tokens >= 1.0
-        self._buckets[key] = (tokens - taken, now_s)
+        taken = tokens >= count
+        self._buckets[key] = (tokens - count * taken, now_s)
         if len(self._buckets) > self._most:
             self._buckets.popitem(last=False)
         return taken

@@ -10,7 +10,16 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Headers", "Refusal", "Route", "answered_headers", "forwarded_headers", "route"]
+__all__ = [
+    "LARGEST_ANNOUNCEMENT",
+    "Headers",
+    "Refusal",
+    "Route",
+    "answered_headers",
+    "claimed_key",
+    "forwarded_headers",
+    "route",
+]
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -20,6 +29,12 @@ HEALTH = b"/health"
 # Only the operator makes and removes nodes; a device with a key never asks for it.
 CLOSED = (b"/v1/fleet/register-node", b"/v1/fleet/unregister-node")
 # The device's signature and Flower's version among them; the SuperLink reads no other.
+# Announces a reply: its metadata, and the ids of its objects. What a SuperLink does for it grows
+# with their number, and a reply of ours has six.
+ANNOUNCE = b"/v1/fleet/push-messages"
+LARGEST_ANNOUNCEMENT = 64 * 2**10
+"""Bytes of such a request; about 900 objects."""
+KEY = b"flwr-public-key"
 FORWARDED = (b"content-type", b"accept", b"accept-encoding")
 FORWARDED_PREFIX = b"flwr-"
 ANSWERED = (b"content-type", b"content-encoding", b"retry-after")
@@ -80,9 +95,14 @@ def route(
     length = _length(headers)
     if length is None:
         return Refusal(400, "length-wrong")
-    if length > body_bytes:
+    if length > (min(body_bytes, LARGEST_ANNOUNCEMENT) if target == ANNOUNCE else body_bytes):
         return Refusal(413, "body-too-large")
     return Route(method.decode(), target.decode(), length)
+
+
+def claimed_key(headers: Headers) -> bytes:
+    """Return the key that a caller says to sign with; only the SuperLink finds out if it does."""
+    return next((value for name, value in headers if name == KEY), b"")
 
 
 def forwarded_headers(headers: Headers, address: str) -> list[tuple[bytes, bytes]]:

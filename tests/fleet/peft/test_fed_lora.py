@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional
 
 from clients.agent.learner import Learner, Windows
 from fleet.adapt.attach import attach
@@ -14,13 +15,14 @@ from fleet.adapt.frames import Frame, FrameKind, make_frame
 from fleet.adapt.merge import merge, merge_kernel
 from fleet.adapt.network import folded_network, parameters_of
 from fleet.adapt.state import CoreState
+from fleet.config import RunConfig
 from fleet.errors import MismatchError
 from fleet.federate.admission import Admitted, Bounds, admit
-from fleet.federate.quantise import dequantise
-from fleet.federate.releases import first_release, next_release
+from fleet.federate.releases import first_release
 from fleet.federate.wire import encode_plan
 from fleet.peft.registry import find
 from server import coordinator as c
+from server.app import task_of
 from tests.fleet.continual.bases import make_base, state_of, windows_of
 
 KINDS: tuple[FrameKind, ...] = ("random", "svd")
@@ -85,7 +87,7 @@ def test_outputs_and_gradients_are_those_of_the_dense_formula(
     core, change = (torch.from_numpy(each).requires_grad_(True) for each in both)
     suffix = torch.from_numpy(np.array(frame.suffix(kernel))) + change
     moved = torch.einsum("gor,gr...->go...", core.view(groups, -1, 2), suffix)
-    layer = network[0]
+    layer: Any = network[0]
     wanted = layer._conv_forward(x, layer.weight.detach() + moved.reshape(shape), layer.bias)
     wanted.square().sum().backward()
     torch.testing.assert_close(y, wanted)
@@ -130,10 +132,8 @@ def test_a_round_averages_each_factor_on_its_own(base: Base) -> None:
     learners = {name: learner_of(base, name, seed) for name, seed in (("a", 5), ("b", 6))}
     layout = learners["a"].bench.layout("lora")
     release = first_release(base, "lora", layout)
-    task = c.Task(
-        base=base.digest, frame=base.frame_digest, method="lora", optimiser="sgd",
-        learning_rate=0.05, batch=4, epochs=2,
-    )  # fmt: skip
+    config = RunConfig.parse({"batch": 4, "epochs": 3})
+    task = task_of(config, base, find("lora"), 0.002)
     rules = c.Rules(rounds=1, minimum=2, quorum=2)
     state, effects = c.step(c.begin(rules, task, release), c.Fleet(0.0, tuple(learners)))
     push = effects[0]
@@ -146,6 +146,7 @@ def test_a_round_averages_each_factor_on_its_own(base: Base) -> None:
     _, effects = c.step_all(state, [c.Answered(2.0, n, answers[n]) for n in sorted(answers)])
     published = next(each for each in effects if isinstance(each, c.Publish))
     deltas = [each.train(push.plan, release.state)[0] for each in learners.values()]
+    assert published.release is not None
     found = published.release.state
     mean = (deltas[0].flat().astype(float) + deltas[1].flat()) / 2
     np.testing.assert_allclose(found.flat(), mean, rtol=0, atol=1e-6)

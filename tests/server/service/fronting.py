@@ -189,8 +189,9 @@ def fronted(folder: ServerFolder, **limits: Any) -> Iterator[Fronted]:
     loop, given = asyncio.new_event_loop(), Limits(**limits)
     events = Events(log, time.monotonic, lambda: datetime.now(timezone.utc))
     rates = Rates(given.requests_per_s, given.burst, time.monotonic)
+    volumes = Rates(given.volume_bytes / 60, given.volume_bytes, time.monotonic)
     address = f"https://127.0.0.1:{behind.server_port}"
-    shared = Shared(given, rates, Upstream(address, folder.authority, given), events)
+    shared = Shared(given, rates, volumes, Upstream(address, folder.authority, given), events)
     listener = Listener(shared, context, socket_)
     port = socket_.getsockname()[1]
     running: list[asyncio.Task[None]] = []

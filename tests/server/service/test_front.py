@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from server.service.config import Limits
 from server.service.folder import ServerFolder
 from server.service.front.listen import tls_of
+from server.service.front.rules import LARGEST_ANNOUNCEMENT
 from server.service.front.upstream import Upstream
 from tests.server.service.fronting import (
     BIG,
@@ -259,6 +261,35 @@ def test_an_address_that_asks_too_often_is_told_to_come_back(server_folder: Serv
         assert [each.status for each in answers] == [200, 200, 200, 503, 503]
         assert answers[-1].headers["retry-after"] == "1"
         assert front.reasons == ["rate", "rate"]
+
+
+def test_a_device_that_sends_too_much_is_told_to_come_back_and_no_other(
+    server_folder: ServerFolder,
+) -> None:
+    piece, path = b"x" * 2**15, "/v1/fleet/push-object"
+    with fronted(server_folder, body_bytes=2**16, bytes_per_minute=2**17) as front:
+        answers = [front.post(path, piece, "flwr-public-key: a2V5") for _ in range(6)]
+        assert [each.status for each in answers] == [200, 200, 200, 200, 503, 503]
+        assert answers[-1].headers["retry-after"] == "1"
+        assert front.reasons == ["volume", "volume"]
+        assert front.shared.buffered_bytes == 0
+        assert len(front.behind.seen) == 4
+        # Small requests and another device behind the same address go on.
+        assert front.post("/v1/fleet/pull-messages", b"", "flwr-public-key: a2V5").status == 307
+        assert front.post(path, piece, "flwr-public-key: b3RoZXI=").status == 200
+
+
+def test_a_body_that_is_allowed_is_never_more_than_a_device_may_send() -> None:
+    assert Limits(body_bytes=2**20, bytes_per_minute=2**16).volume_bytes == 2**20
+    assert Limits().volume_bytes == 64 * 2**20
+
+
+def test_an_announcement_of_a_reply_is_small(server_folder: ServerFolder) -> None:
+    with fronted(server_folder) as front:
+        body = b"x" * LARGEST_ANNOUNCEMENT
+        assert front.post("/v1/fleet/push-messages", body).status == 200
+        assert front.post("/v1/fleet/push-messages", body + b"x").status == 413
+        assert front.post("/v1/fleet/push-object", body + b"x").status == 200
 
 
 def test_all_bodies_together_are_bounded(server_folder: ServerFolder) -> None:

@@ -31,6 +31,14 @@ def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
     assert [rates.take("a") for _ in range(4)] == [True, True, True, False]
 
 
+def test_what_is_larger_than_what_is_left_takes_nothing() -> None:
+    clock = Clock()
+    rates = Rates(1.0, 10, clock)
+    assert [rates.take("a", count) for count in (7, 4, 3, 1)] == [True, False, True, False]
+    clock.seconds += 5
+    assert [rates.take("a", count) for count in (6, 5, 0)] == [False, True, True]
+
+
 @given(st.lists(st.floats(0, 5), max_size=60), st.floats(0.1, 10), st.integers(1, 10))
 def test_no_more_is_given_than_burst_and_rate_allow(
     pauses: list[float], per_s: float, burst: int

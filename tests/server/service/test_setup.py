@@ -105,6 +105,26 @@ def test_half_an_authority_is_not_replaced_by_another(folder: ServerFolder) -> N
         made(folder, Wanted(), NOW)
 
 
+def test_a_release_key_that_devices_trust_is_not_replaced_by_another(folder: ServerFolder) -> None:
+    made(folder, Wanted(), NOW)
+    key, public = folder.release_key.read_bytes(), folder.release_public.read_bytes()
+    folder.release_key.unlink()
+    folder.superexec_secret.unlink()
+    with pytest.raises(InputError, match="release-key is missing") as caught:
+        made(folder, Wanted(), NOW)
+    assert caught.value.code == "release-key-incomplete"
+    assert folder.release_public.read_bytes() == public
+    assert not folder.release_key.exists()
+    assert not folder.superexec_secret.exists()  # nothing is made before it is settled
+    write_private(folder.release_key, key)
+    made(folder, Wanted(), NOW)
+    assert folder.release_public.read_bytes() == public
+    folder.release_key.unlink()
+    folder.release_public.unlink()
+    made(folder, Wanted(), NOW)
+    assert folder.release_public.read_bytes() not in (public, b"")
+
+
 def test_a_certificate_is_renewed_in_time(folder: ServerFolder) -> None:
     config = made(folder, Wanted(), NOW)
     assert not renewed(folder, config, NOW)

@@ -234,3 +234,36 @@ def test_a_run_that_cannot_be_is_refused_before_anything_is_written(
         open_run(run)
     assert caught.value.code == code
     assert not (run.folder / "run.json").exists()
+
+
+def test_without_an_alarm_devices_take_part_for_a_while_only(make_run: MakeRun) -> None:
+    options = {"trigger": "drift", "trigger_rounds": 2}
+    report = simulate(open_run(make_run("one", options=options)), Silent())
+    assert report["strategies"]["core"]["updates"] == 2 * 3
+
+
+WATCHED = """
+name = "watched"
+about = "A sensor turns after five days."
+periods = 7
+devices = 1
+windows_per_period = 150
+test_windows_per_period = 4
+[[events]]
+kind = "shift"
+at = 5
+shift = "remount:90"
+"""
+
+
+def test_a_sensor_that_turns_raises_an_alarm_and_calls_for_a_round(make_run: MakeRun) -> None:
+    from server.store import read_json
+
+    run = make_run("one", WATCHED, options={"trigger": "drift", "trigger_rounds": 1})
+    report = simulate(open_run(run), Silent())
+    periods = [read_json(p) for p in sorted((run.folder / "core" / "periods").glob("*.json"))]
+    raised = [each["period"] for each in periods if each["alarms"]]
+    assert raised
+    assert min(raised) >= 5
+    assert [each["period"] for each in periods if each["trained"]] == [0, *raised]
+    assert report["strategies"]["core"]["updates"] == 1 + len(raised)

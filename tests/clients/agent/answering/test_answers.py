@@ -160,6 +160,18 @@ def test_a_release_that_does_worse_on_the_devices_own_windows_is_not_served(
         assert config["release-outcome"] == "probe-fell"
 
 
+def test_going_back_is_the_operators_decision_and_no_probe_stops_it(
+    state: Path, turned: Turned, releases: list[Release]
+) -> None:
+    fill(state, train=0, held_out=40, person="ben")
+    labelled_by(state, releases[4])
+    with opened(state, turned.world()) as device:
+        device.ask("query.release", release_message(releases[4]))
+        assert status_of(device).release == 4
+        device.ask("query.release", release_message(releases[0]))
+        assert status_of(device).release == 0
+
+
 def test_a_swap_that_was_cut_off_is_finished_at_the_next_start(
     state: Path, turned: Turned, releases: list[Release]
 ) -> None:

@@ -1,0 +1,289 @@
+"""Which releases are served, and when a base is made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clients.agent.continual import DeviceMemory, Labelled
+from clients.agent.learner import Workbench
+from clients.agent.probing import PROBE_WINDOWS, for_probe, set_aside
+from fleet.adapt.base import load_base, save_base
+from fleet.adapt.merge import merge
+from fleet.adapt.network import folded_network, parameters_of
+from fleet.config import RunConfig
+from fleet.continual.growth import ROUNDING
+from fleet.continual.personal import held_back
+from fleet.continual.replay import Replay
+from fleet.continual.scenario import parse_scenario
+from fleet.errors import InputError
+from fleet.federate.releases import Release, load_release
+from server.prepare import train_base
+from server.store import read_json
+from simulations.continual.keeping import ContinualFolder, memory_arrays, memory_of
+from simulations.continual.run import ScenarioRun, open_run, resumed, simulate
+from simulations.continual.setting import setting_of
+from simulations.engines import Engine
+from simulations.progress import Silent
+
+STEADY = """
+name = "steady"
+about = "Three people, nothing happens."
+periods = 4
+devices = 3
+windows_per_period = 12
+test_windows_per_period = 4
+{more}
+"""
+ALWAYS = {"rebase_above": 0.0, "rebase_rounds": 2, "rebase_apart": 2}
+
+MakeRun = Callable[..., ScenarioRun]
+Records = list[dict[str, Any]]
+
+
+class Killed(Exception):
+    pass
+
+
+class Stops(Silent):
+    """A progress that ends the process, so to speak, after some periods."""
+
+    def __init__(self, periods: int) -> None:
+        self.left = periods
+
+    def advance(self, note: str = "") -> None:
+        self.left -= "period" in note
+        if not self.left:
+            raise Killed
+
+
+@pytest.fixture(scope="module")
+def base_bytes(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> bytes:
+    values = {"data": str(tiny_data), "rank": 2, "base_epochs": 6, "shift": "none"}
+    setting = setting_of(RunConfig.parse(values), parse_scenario(STEADY.format(more=""), "test"))
+    people = setting.population
+    path = tmp_path_factory.mktemp("base") / "base.safetensors"
+    save_base(train_base(setting.config, people, people.source), path)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, tiny_data: Path, base_bytes: bytes) -> MakeRun:
+    def make(
+        name: str = "run",
+        *,
+        rate: float = 0.05,
+        strategy: str = "core",
+        more: str = "",
+        **named: Any,
+    ) -> ScenarioRun:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "base.safetensors").write_bytes(base_bytes)
+        fields = {"data": str(tiny_data), "rank": 2, "batch": 8, "learning_rate": rate}
+        config = RunConfig.parse({**fields, "out": str(folder), "shift": "none"})
+        scenario = parse_scenario(STEADY.format(more=more), "test")
+        return ScenarioRun(config, scenario, (strategy,), **named)
+
+    return make
+
+
+def ran(run: ScenarioRun, strategy: str = "core") -> Records:
+    simulate(open_run(run), Silent())
+    return records_of(run, strategy)
+
+
+def records_of(run: ScenarioRun, strategy: str = "core") -> Records:
+    paths = sorted((run.folder / strategy / "periods").glob("*.json"))
+    return [read_json(path) for path in paths]
+
+
+def release_at(run: ScenarioRun, base: int, number: int) -> Release:
+    folder = run.folder / "core" / f"base-{base:02d}"
+    return load_release(folder / "releases" / f"{number:06d}.safetensors")
+
+
+def same(one: Records, two: Records) -> bool:
+    """All but the time that they took."""
+    return [r | {"cpu_seconds": 0} for r in one] == [r | {"cpu_seconds": 0} for r in two]
+
+
+def test_a_release_that_is_worse_than_the_margin_is_kept_but_not_served(make_run: MakeRun) -> None:
+    """A rate this high spoils the first releases; later ones start from the base again."""
+    run = make_run(rate=3.0, options={"gate": 0.0})
+    records = ran(run)
+    refused = [r for r in records if not r["candidate"]["promoted"]]
+    assert refused
+    served = release_at(run, 0, 0)
+    numbers = []
+    for record in records:
+        trial = record["candidate"]
+        candidate = release_at(run, 0, trial["release"][0])
+        assert candidate.digest == trial["release"][1]
+        assert candidate.parent == served.digest, "a round starts from what is served"
+        worse = trial["macro_f1"] < trial["macro_f1_before"]
+        assert trial["promoted"] is not worse
+        if not worse:
+            served = candidate
+        assert record["release"] == [0, served.number, served.digest]
+        assert {tuple(at) for at in record["serving"].values()} == {(0, served.number)}
+        numbers.append(candidate.number)
+    assert numbers == [1, 2, 3, 4], "numbers ascend, also after one that is not served"
+    assert "below" in refused[0]["candidate"]["reason"]
+
+
+def test_a_gate_that_lets_all_pass_only_costs_windows_and_bytes(make_run: MakeRun) -> None:
+    gated, plain = ran(make_run("one", options={"gate": 1.0})), ran(make_run("two"))
+    assert all(record["candidate"]["promoted"] for record in gated)
+    assert all("candidate" not in record for record in plain)
+    assert [r["release"][1] for r in gated] == [r["release"][1] for r in plain]
+    for with_it, without in zip(gated, plain, strict=True):
+        trial = with_it["candidate"]
+        more = {
+            k: with_it["traffic"][k] - without["traffic"][k] for k in ("bytes_up", "bytes_down")
+        }
+        classes = 7
+        assert more["bytes_up"] == 2 * 8 * classes**2 * trial["devices"]
+        payload = without["traffic"]["bytes_down"] // without["traffic"]["messages_down"]
+        assert more["bytes_down"] == payload * trial["devices"]
+    set_apart = sum(p["labels"] - g["labels"] for p, g in zip(plain, gated, strict=True))
+    assert set_apart == gated[-1]["candidate"]["windows"] > 0
+
+
+def test_what_is_set_aside_is_never_trained_on(make_run: MakeRun) -> None:
+    run = make_run(
+        strategy="core+replay",
+        more="label_fraction = 0.6\nlabel_delay = 1",
+        options={"gate": 0.5, "pseudo": 1.0},
+    )
+    records = ran(run, "core+replay")
+    memories = ContinualFolder(run.folder / "core+replay").memories(records[-1])
+    for memory in memories.values():
+        assert memory.probe is not None
+        assert held_back(memory.probe.ids).all()
+        assert len(memory.replay.ids), "the others are"
+        assert not held_back(memory.replay.ids).any()
+
+
+def test_a_window_that_may_be_set_aside_gets_no_pseudo_label_before(make_run: MakeRun) -> None:
+    more, found = "label_fraction = 0.1\nlabel_delay = 2", {}
+    for name, options in (("gated", {"gate": 0.5}), ("plain", {})):
+        run = make_run(name, more=more, options=options)
+        setting, (one,) = setting_of(run.config, run.scenario), run.chosen()
+        devices = setting.continual(one, setting.base(one, None)).devices
+        devices.device(0, Workbench(setting.base(one, None)))
+        found[name] = len(devices.look(0, 0).unlabelled)
+    every = held_back(np.arange(12, dtype=np.int64))
+    assert (found["plain"], found["gated"]) == (12, 12 - every.sum())
+    assert every.any()
+
+
+def test_a_probe_set_is_filled_once_and_windows_stay_on_their_side() -> None:
+    def known(first: int, count: int) -> Labelled:
+        ids = np.arange(first, first + count, dtype=np.int64)
+        return Labelled(np.zeros((count, 1, 2), np.float32), ids % 3, ids)
+
+    memory = DeviceMemory(Replay.empty(0, "int8", seed=0, device="a"))
+    trained: set[int] = set()
+    for first in (0, 50, 100, 150, 200, 100):
+        memory, rest = set_aside(memory, known(first, 60))
+        trained |= set(rest.ids.tolist())
+        assert memory.probe is not None
+        probe = memory.probe.ids
+        assert not trained & set(probe.tolist())
+        assert len(set(probe.tolist())) == len(probe) <= PROBE_WINDOWS
+        assert set(rest.ids.tolist()) | set(probe.tolist()) >= set(known(first, 60).ids.tolist())
+    assert memory.probe is not None
+    first_held = np.arange(260)[held_back(np.arange(260, dtype=np.int64))][:PROBE_WINDOWS]
+    np.testing.assert_array_equal(memory.probe.ids, first_held)
+    np.testing.assert_array_equal(memory.probe.y, first_held % 3)
+    assert not for_probe(memory, np.arange(300, 400, dtype=np.int64)).any(), "full"
+
+
+def test_a_memory_with_a_probe_set_survives_its_file_form() -> None:
+    x = np.random.default_rng(0).standard_normal((3, 2, 4)).astype(np.float32)
+    probe = Labelled(x, np.array([0, 1, 1]), np.array([5, 7, 9]))
+    memory = DeviceMemory(Replay.empty(0, "int8", seed=0, device="a"), probe=probe)
+    back = memory_of(*memory_arrays(memory)).probe
+    assert back is not None
+    for one, two in ((probe.x, back.x), (probe.y, back.y), (probe.ids, back.ids)):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_new_frames_come_on_the_kernels_that_the_release_had_made(make_run: MakeRun) -> None:
+    run = make_run(options=ALWAYS)
+    records = ran(run)
+    assert [r["outside"].get("rebased", False) for r in records] == [False, True, False, True]
+    assert [tuple(r["release"][:2]) for r in records] == [(0, 1), (1, 3), (1, 4), (2, 6)]
+    old, new = (load_base(run.folder / "core" / f"base-0{n}" / "base.safetensors") for n in (0, 1))
+    last, first = release_at(run, 0, 2), release_at(run, 1, 3)
+    assert first.parent == last.digest
+    assert not first.state.flat().any()
+    merged = merge(parameters_of(folded_network(old)), old.frames, last.state)
+    own = parameters_of(folded_network(new))
+    for name, values in merged.items():
+        scale = np.abs(values).max()
+        np.testing.assert_allclose(own[name], values, rtol=0, atol=ROUNDING * scale)
+    assert old.frame_digest != new.frame_digest
+
+
+def test_the_bytes_of_new_frames_and_of_the_release_behind_them_are_counted(
+    make_run: MakeRun,
+) -> None:
+    run, plain = make_run("one", options=ALWAYS), make_run("two")
+    renewed, without = ran(run), ran(plain)
+    base = load_base(run.folder / "core" / "base-01" / "base.safetensors")
+    frames = sum(frame.array.nbytes for frame in base.frames.values())
+    release = 4 * release_at(run, 0, 2).state.layout.size
+    down = [r["traffic"]["bytes_down"] for r in renewed]
+    wanted = [r["traffic"]["bytes_down"] for r in without]
+    assert down[1] == wanted[1] + 3 * (frames + release)
+    assert down[0] == wanted[0]
+    up = [
+        r["traffic"]["bytes_up"] - w["traffic"]["bytes_up"]
+        for r, w in zip(renewed, without, strict=True)
+    ]
+    assert up == [3 * 16 * len(base.frames)] * 4
+
+
+def test_a_bound_that_is_never_reached_changes_nothing_but_the_record(make_run: MakeRun) -> None:
+    watched, plain = ran(make_run("one", options={"rebase_above": 1.0})), ran(make_run("two"))
+    assert [r["release"] for r in watched] == [r["release"] for r in plain]
+    for record in watched:
+        assert 0 < record["outside"]["share"] < 1
+        assert all(0 <= share <= 1 for share in record["outside"]["layers"].values())
+    assert all("outside" not in record for record in plain)
+
+
+def test_both_engines_train_on_the_new_base(make_run: MakeRun) -> None:
+    runs = [make_run(e.value, options=ALWAYS, engine=e) for e in (Engine.loop, Engine.cohort)]
+    for run in runs:
+        ran(run)
+    one, two = (release_at(run, 1, 4).state.flat() for run in runs)
+    assert np.linalg.norm(one) > 0
+    assert np.linalg.norm(one - two) < 1e-2 * np.linalg.norm(one)
+
+
+def test_a_killed_run_goes_on_with_its_gate_and_its_frames(make_run: MakeRun) -> None:
+    options, strategy = ALWAYS | {"gate": 0.0}, "core+replay+personal"
+    named = {"options": options, "strategy": strategy, "more": "online = 0.6", "rate": 0.5}
+    unbroken = ran(make_run("one", **named), strategy)
+    run = make_run("two", **named)
+    with pytest.raises(Killed):
+        simulate(open_run(run), Stops(3))
+    simulate(resumed(run.folder, 0), Silent())
+    assert same(records_of(run, strategy), unbroken)
+
+
+@pytest.mark.parametrize(
+    "options", [{"gate": -0.1}, {"gate": 2}, {"rebase_above": 1.5}, {"rebase_rounds": 0}]
+)
+def test_options_of_the_server_are_checked(make_run: MakeRun, options: dict[str, Any]) -> None:
+    run = make_run(options=options)
+    with pytest.raises(InputError) as caught:
+        open_run(run)
+    assert caught.value.code == "continual-options"
