@@ -156,11 +156,13 @@ class Replies:
         if reading.announced.nodes > self.most_objects:
             raise Unreadable(f"it has more than {self.most_objects} objects")
         while reading.left:
-            content = side.fetch(reading.left[-1])
+            name = reading.left.pop()
+            content = side.fetch(name)
             if content is None:
+                reading.left.insert(0, name)  # another one next time, which may be there
                 self._check_wait(reading, now)
                 return False
-            reading.got[reading.left.pop()] = content
+            reading.got[name] = content
             reading.held += len(content)
             if reading.held > self.most_bytes:
                 raise Unreadable(f"it has more than {self.most_bytes} bytes")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -161,10 +162,39 @@ def single_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with nullcontext() if threadpool_limits is None else threadpool_limits(1):
+        with _linear_algebra.limited():
             yield
     finally:
         torch.set_num_threads(before)
+
+
+class _Limit:
+    """The limit on numpy's linear algebra, which is the process's: set once however often it is.
+
+    To look for the libraries takes longer than a small network's forward pass.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._holders = threading.Lock(), 0
+        self._limit: Any = None
+
+    @contextmanager
+    def limited(self) -> Iterator[None]:
+        with self._lock:
+            if not self._holders and threadpool_limits is not None:
+                self._limit = threadpool_limits(1)
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holders -= 1
+                if not self._holders and self._limit is not None:
+                    self._limit.restore_original_limits()
+                    self._limit = None
+
+
+_linear_algebra = _Limit()
 
 
 def replace(model: nn.Module, name: str, module: Any) -> None:

@@ -154,7 +154,7 @@ def _dry_run(work: Work, out: Path, workers: int, form: Format) -> None:
         "left": left,
         "refused": refused,
         "workers": workers,
-        "hours": round(total / 3600, 3),
+        "hours": total / 3600,
         "strategies": rows,
     }
 

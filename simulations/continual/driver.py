@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clients.agent.learner import Learner
+from fleet.adapt.attach import single_thread
 from fleet.adapt.base import Base
 from fleet.config import RunConfig
 from fleet.federate.rule import read_rule
@@ -79,7 +80,7 @@ def run_periods(run: Continual, progress: Progress) -> list[dict[str, Any]]:
     periods = run.devices.timeline.scenario.periods
     progress.stage(run.strategy.name, max(1, periods - len(done)))
     fleet = period_fleet(going.engine, run.workers, going.learner, lambda: going.chain.bench)
-    with closing(fleet):
+    with closing(fleet), single_thread():
         for period in range(len(done), periods):
             record = going.period(period, fleet)
             keep.keep(period, record, run.devices.memories())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 from flwr.app import ConfigRecord, Message
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PullAppMessagesResponse
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from server import pulling
 from server.flower import ARRAY_CHUNK_BYTES
@@ -154,6 +155,17 @@ def test_a_reply_of_too_many_bytes_is_not_read_to_its_end() -> None:
     (reply,) = looking.pull()
     assert why(reply) == f"it has more than {LEAST_REPLY_BYTES} bytes"
     assert len(looking.superlink.fetched) < 6
+
+
+def test_what_is_there_of_a_half_sent_reply_is_read_whatever_else_is_missing() -> None:
+    looking = Looking()
+    (evil,) = looking.ask()
+    made = reply_to(evil, 1, size=LEAST_REPLY_BYTES)
+    names = looking.superlink.announce(made)
+    largest = max(get_all_nested_objects(made).items(), key=lambda each: len(each[1].deflate()))[0]
+    looking.superlink.send(made, largest)
+    (reply,) = [reply for _ in names for reply in looking.pull()]
+    assert why(reply) == f"it has more than {LEAST_REPLY_BYTES} bytes"
 
 
 def test_a_reply_may_be_larger_where_what_was_sent_is() -> None:

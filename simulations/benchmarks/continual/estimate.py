@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from fleet.continual.scenario import Scenario
+from fleet.har.sources import find
 from simulations.benchmarks.continual.grid import Cell, scenario_of
 from simulations.benchmarks.continual.run import Work, is_done, rates_of, read_cells
 from simulations.benchmarks.continual.store import Store
 
 __all__ = ["estimate"]
 
-# Where nothing is measured: CPU seconds of a base, and milliseconds of a window that arrives or is
-# judged, by strategy. HAPT, small CNN, one core of a busy EPYC: other machines differ by a factor.
-BASE_SECONDS = 60.0
+# Where nothing is measured: milliseconds of a window of a base's training, and of one that arrives
+# or is judged, by strategy. HAPT, small CNN, one core of a busy EPYC: machines differ by a factor.
+BASE_MS = 1.0
 WINDOW_MS = 1.0
 USUAL_MS = {"frozen": 0.26, "core": 0.57, "core+replay+personal": 4.8, "core+all": 8.5}
 # Rates of a ladder that a climb tries, as a rule.
@@ -81,18 +83,33 @@ def _paces(records: Iterable[dict[str, Any]]) -> dict[str, float]:
 def _bases(work: Work, store: Store) -> dict[str, Any]:
     recipes = work.recipes()
     left = [key for key in recipes if not store.base(key).is_file()]
-    paths = [store.base_time(key) for key in recipes if key not in left]
-    known = [store.read(path)["seconds"] for path in paths if path.is_file()]
-    each = statistics.fmean(known) if known else BASE_SECONDS
+    usual = {key: _base_windows(recipe.cell) * BASE_MS / 1e3 for key, recipe in recipes.items()}
+    took = [
+        store.read(store.base_time(key))["seconds"] / usual[key]
+        for key in recipes
+        if key not in left and store.base_time(key).is_file()
+    ]
+    factor = statistics.fmean(took) if took else 1.0
     return {
         "strategy": "(bases)",
         "cells": len(left),
         "rehearsals": 0,
         "windows": 0,
         "window_ms": 0.0,
-        "measured": bool(known),
-        "seconds": round(len(left) * each, 1),
+        "measured": bool(took),
+        "seconds": round(factor * sum(usual[key] for key in left), 1),
     }
+
+
+def _base_windows(cell: Cell) -> float:
+    """Return the windows that a base is trained on, passes counted; few classes make it fewer."""
+    source = 1 - cell.config().fleet_fraction
+    return _size(cell.data) * source * cell.base_epochs
+
+
+@lru_cache(maxsize=16)
+def _size(data: str) -> int:
+    return len(find(data).y)
 
 
 def _windows(scenario: Scenario) -> int:

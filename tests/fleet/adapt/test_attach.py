@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from fleet.adapt.attach import Attached, CoreLayer, adaptable_layers, attach
+from fleet.adapt.core_layer import single_thread
 from fleet.adapt.digest import digest_arrays
 from fleet.adapt.fold import fold
 from fleet.adapt.frames import Frame, FrameKind, make_frame
@@ -320,3 +321,19 @@ def test_a_whole_network_trains_towards_what_its_merge_serves(small: Any, kind: 
     merged = merge(parameters_of(folded), frames, attached.state())
     served = with_parameters(copy.deepcopy(folded), merged)
     torch.testing.assert_close(served(x), attached.module(x), rtol=1e-9, atol=1e-9)
+
+
+def test_the_limit_to_one_thread_holds_until_the_last_holder_is_gone() -> None:
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+
+    def blas() -> set[int]:
+        found = threadpoolctl.threadpool_info()
+        return {each["num_threads"] for each in found if each["user_api"] == "blas"}
+
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        before = blas()
+        with single_thread():
+            with single_thread():
+                assert blas() == {1}
+            assert blas() == {1}
+        assert blas() == before
