@@ -169,7 +169,7 @@ class ContinualDevice:
             round_number: The round.
             test: What the release will be judged on.
         """
-        parts = [(fresh.x, fresh.y), *self._replayed(len(fresh), round_number)]
+        parts = self._mixed(fresh, round_number)
         parts += self._pseudo_labelled(fresh, unlabelled, release)
         x = np.concatenate([part[0] for part in parts])
         y = np.concatenate([part[1] for part in parts])
@@ -243,6 +243,19 @@ class ContinualDevice:
             network = self.serves(release, personal=personal)
             predicted = predict(network, torch.from_numpy(test.x))
         return confusion(test.y, predicted, classes or len(self.bench.base.record.labels))
+
+    def _mixed(
+        self, fresh: Labelled, round_number: int
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+        """Return the labelled windows of a round: fresh ones first, or all alike."""
+        if self.options.replay_mix == "fresh-first" or not len(fresh):
+            return [(fresh.x, fresh.y), *self._replayed(len(fresh), round_number)]
+        known = self._known(fresh)
+        wanted = min(len(known), round((1 + self.options.replay_share) * len(fresh)))
+        rng = generator(self.seed, round_number, self.name, "continual/mix")
+        rows = np.sort(rng.choice(len(known), wanted, replace=False)).astype(np.int64)
+        chosen = known.take(rows)
+        return [(chosen.x, chosen.y)]
 
     def _replayed(
         self, fresh: int, round_number: int

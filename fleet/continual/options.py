@@ -19,6 +19,8 @@ class ContinualOptions(BaseModel):
         replay_bytes: Budget of the replay buffer; 0 for none.
         replay_encoding: How windows are kept in it.
         replay_share: Windows of it that join a round, as a multiple of the fresh ones.
+        replay_mix: ``fresh-first``: all fresh windows, and so many replayed ones; ``uniform``: as
+            many in all, drawn alike from fresh and held ones.
         anchor: Strength of L2 to the release (FedProx's proximal term); 0 for none.
         ewc: Strength of elastic weight consolidation over core entries; 0 for none.
         ewc_keep: What of the Fisher information is kept from release to release.
@@ -44,6 +46,7 @@ class ContinualOptions(BaseModel):
     replay_bytes: int = Field(0, ge=0, le=2**34)
     replay_encoding: Literal["int8", "float16", "float32"] = "int8"
     replay_share: float = Field(1.0, ge=0, le=100)
+    replay_mix: Literal["fresh-first", "uniform"] = "fresh-first"
     anchor: float = Field(0.0, ge=0, le=1e6)
     ewc: float = Field(0.0, ge=0, le=1e6)
     ewc_keep: float = Field(0.9, ge=0, le=1)

@@ -174,7 +174,7 @@ def _tables(console: Console, report: dict[str, Any]) -> None:
             )
     for name, row in report["strategies"].items():
         console.print(f"release {name} · {row['release']}", highlight=False, soft_wrap=True)
-    console.print(f"report  {report['folder']}/report.json", soft_wrap=True)
+    console.print(f"report  {report['folder']}/report.json, plots beside it", soft_wrap=True)
 
 
 def _score(value: float | None, *, signed: bool = False) -> str:

@@ -20,6 +20,7 @@ from fleet.errors import InputError, StorageError
 from fleet.files import write_json
 from server.store import read_json
 from simulations.continual.driver import run_periods
+from simulations.continual.plots import write_plots
 from simulations.continual.report import report_of
 from simulations.continual.setting import setting_of
 from simulations.continual.strategies import Strategy, strategy, with_options
@@ -175,4 +176,5 @@ def simulate(run: ScenarioRun, progress: Progress) -> dict[str, Any]:
         spent[one.name] = continual.devices.trained_size(base, one.method)
     report = report_of(run.record(), setting.timeline, periods, spent)
     write_json(run.folder / "report.json", report)
+    write_plots(run.folder, report, periods)
     return report

@@ -116,10 +116,12 @@ STRATEGIES: dict[str, Strategy] = {
         ),
         _made(
             "core-joint",
-            "cores and head on all windows so far: what forgetting is measured against",
+            "cores and head, each round a sample of all windows so far: joint training of the same "
+            "budget, which forgetting is measured against",
             "core+head",
             replay_bytes=2**30,
             replay_encoding="float32",
+            replay_mix="uniform",
         ),
     )
 }

@@ -20,7 +20,7 @@ __all__ = ["estimate"]
 # or is judged, by strategy. HAPT, small CNN, one core of a busy EPYC: machines differ by a factor.
 BASE_MS = 1.0
 WINDOW_MS = 1.0
-USUAL_MS = {"frozen": 0.26, "core": 0.57, "core+replay+personal": 4.8, "core+all": 8.5}
+USUAL_MS = {"frozen": 0.26, "core": 0.57, "core+replay+personal": 3.5, "core+all": 8.5}
 # Rates of a ladder that a climb tries, as a rule.
 EXPECTED_RATES = 4
 

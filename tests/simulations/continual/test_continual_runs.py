@@ -130,8 +130,9 @@ def test_the_same_seed_ends_in_the_same_digests(make_run: MakeRun) -> None:
     assert digests(one, name) == digests(two, name)
 
 
-@pytest.mark.parametrize("strategy", ["core+replay+personal", "core+all", "local-full"])
-@pytest.mark.parametrize("after", [1, 3])
+@pytest.mark.parametrize(
+    ("strategy", "after"), [("core+replay+personal", 3), ("core+all", 1), ("local-full", 3)]
+)
 def test_a_run_that_was_killed_ends_where_an_unbroken_one_does(
     make_run: MakeRun, strategy: str, after: int
 ) -> None:
@@ -160,6 +161,21 @@ def test_private_cores_change_no_bit_of_what_the_fleet_shares(make_run: MakeRun)
     plain = simulate(open_run(make_run("one", strategies="core+replay")), Silent())
     private = simulate(open_run(make_run("two", strategies="core+replay+personal")), Silent())
     assert digests(plain, "core+replay")[0] == digests(private, "core+replay+personal")[0]
+
+
+def test_a_joint_sample_is_as_large_as_a_replayed_one_and_another(make_run: MakeRun) -> None:
+    from server.store import read_json
+
+    options = {"replay_bytes": 2**20}
+    releases = []
+    for mix in ("fresh-first", "uniform"):
+        run = make_run(mix, options={**options, "replay_mix": mix})
+        report = simulate(open_run(run), Silent())
+        releases.append(report["strategies"]["core"]["release"])
+        rounds = sorted((run.folder / "core" / "base-00" / "rounds").glob("*.json"))
+        steps = [each["steps"] for path in rounds for each in read_json(path)["accepted"]]
+        assert steps == [2] * 3 + [3] * 9, "12 windows, then 24, in batches of 8"
+    assert releases[0] != releases[1]
 
 
 def test_both_engines_learn_the_same(make_run: MakeRun) -> None:
