@@ -149,23 +149,21 @@ def _tables(console: Console, report: dict[str, Any]) -> None:
         title=f"{report['scenario']} · {report['devices']} devices · "
         f"{report['periods']} periods · {report['data']}"
     )
-    table.add_column("strategy")
-    headings = ("F1 over time", "worst 10 %", "last", "backward", "forward", "forgot", "trained")
-    for name in (*headings, "bytes up", "labels", "cpu s"):
+    table.add_column("strategy", no_wrap=True)
+    for name in ("F1", "worst 10 %", "last", "backward", "forgot", "MB up", "cpu s"):
         table.add_column(name, justify="right")
     for name, row in report["strategies"].items():
         lost = [value for value in row["forgetting"].values() if value is not None]
         table.add_row(
             name,
             *(_score(row[k]) for k in ("average_f1", "worst_decile_f1", "last_f1")),
-            *(_score(row[k], signed=True) for k in ("backward_transfer", "forward_transfer")),
+            _score(row["backward_transfer"], signed=True),
             _score(sum(lost) / len(lost) if lost else None, signed=True),
-            f"{row['trained_parameters']:,}",
-            f"{row['bytes_up']:,}",
-            f"{row['labels']:,}",
+            f"{row['bytes_up'] / 1e6:.2f}",
             f"{row['cpu_seconds']:.0f}",
         )
     console.print(table)
+    console.print("F1, worst 10 % of the devices: over time, before each period is learned from")
     for name, row in report["strategies"].items():
         if "personal_helped" in row and row["personal_helped"] is not None:
             console.print(
