@@ -116,7 +116,7 @@ def test_the_transcript_of_the_docs_is_what_an_operator_sees_on_hapt() -> None:
     assert shown["current"]
     assert shown["digest"] == digests[2] != digests[3]
     # By the operator of this machine, by Anna from elsewhere, and nobody with a viewer's right.
-    assert [row["verb"] for row in rows].count("release.rollback") == 2
+    assert [row["verb"] for row in rows].count("release.promote") == 2
     assert rows[-1]["actor"] == "anna"
     assert "vic" not in {row["actor"] for row in rows}
     assert [number for number, _ in served] == [2, 3, 2]

@@ -243,6 +243,18 @@ class ReleaseWithdrawRequest(_message.Message):
     release: int
     def __init__(self, key: _Optional[str] = ..., dry_run: bool = ..., why: _Optional[str] = ..., release: _Optional[int] = ...) -> None: ...
 
+class BaseListRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class BaseInstallRequest(_message.Message):
+    __slots__ = ("key", "content")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    content: bytes
+    def __init__(self, key: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...
+
 class PolicyShowRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -59,7 +59,7 @@ def decode_request(verb: str, data: bytes) -> Request:
         if field.has_presence and not message.HasField(field.name):
             continue
         value = getattr(message, field.name)
-        values[field.name] = value if isinstance(value, str | int | bool) else tuple(value)
+        values[field.name] = value if isinstance(value, str | bytes | int | bool) else tuple(value)
     return REQUESTS[verb](**values)
 
 

@@ -18,7 +18,7 @@ from server.control.messages import decode_answer, decode_event, encode_request,
 from server.control.requests import Request
 from server.control.seam import Answer, Event
 from server.control.table import verb_of
-from server.control.transport import CHANNEL_OPTIONS, ERROR, LARGEST_REQUEST_BYTES, path_of
+from server.control.transport import CHANNEL_OPTIONS, ERROR, largest_request, path_of
 from server.service.authority import Pair
 
 __all__ = ["MOST_TRIES", "RETRY_S", "SLACK_S", "RemoteVerbs", "Trust"]
@@ -63,10 +63,10 @@ class RemoteVerbs:
     def ask(self, request: Request) -> Answer:
         """Do one thing, or tell one."""
         data, limit_s = encode_request(request), verb_of(request).limit_s
-        if len(data) > LARGEST_REQUEST_BYTES:
+        if len(data) > (largest := largest_request(type(request).__name__)):
             raise InputError(
                 "request-too-large",
-                f"a request has at most {LARGEST_REQUEST_BYTES} bytes, not {len(data)}",
+                f"a request has at most {largest} bytes, not {len(data)}",
                 "",
             )
         call = self._channel.unary_unary(path_of(type(request).__name__))

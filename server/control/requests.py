@@ -14,9 +14,12 @@ from fleet.errors import InputError
 from fleet.federate.records import problems_of
 
 __all__ = [
+    "LARGEST_BASE",
     "REQUESTS",
     "AuditList",
     "AuditVerify",
+    "BaseInstall",
+    "BaseList",
     "Change",
     "DeviceEnroll",
     "DeviceList",
@@ -53,6 +56,8 @@ LARGEST_PAGE = 1000
 LARGEST_KEY = 64
 """Characters of an idempotency key."""
 LARGEST_POLICY = 32_768
+LARGEST_BASE = 16 * 2**20
+"""Bytes of a base's file; one of the shipped backbones has about a million."""
 NUMBER = 2**31 - 1
 
 Name = Field(min_length=1, max_length=128)
@@ -257,6 +262,20 @@ class ReleaseWithdraw(Destruction):
     """Forbid that devices are moved to a release."""
 
     release: int = Number
+
+
+class BaseList(Request):
+    """Bases that releases can be relative to."""
+
+
+class BaseInstall(Change):
+    """Let releases be relative to a base; changes nothing where it is installed.
+
+    Args:
+        content: Its file's bytes, as ``fleet.adapt.base.save_base`` writes them.
+    """
+
+    content: bytes = Field(min_length=1, max_length=LARGEST_BASE)
 
 
 class PolicyShow(Request):

@@ -33,7 +33,13 @@ from server.control.messages import (
 from server.control.operators import Operators
 from server.control.roles import Role
 from server.control.table import VERBS, WATCH_ROLE, Verb
-from server.control.transport import ERROR, LARGEST_ANSWER_BYTES, SERVER_OPTIONS, SERVICE
+from server.control.transport import (
+    ERROR,
+    LARGEST_ANSWER_BYTES,
+    SERVER_OPTIONS,
+    SERVICE,
+    largest_request,
+)
 from server.control.verbs.fleet import Fleet
 from server.control.watching import follow
 from server.service.authority import Pair
@@ -200,6 +206,12 @@ class _Calls:
         return who
 
     def _answered(self, name: str, verb: Verb, who: Identity, data: bytes, context: Any) -> bytes:
+        if len(data) > (largest := largest_request(name)):
+            raise InputError(
+                "request-too-large",
+                f"a request for {name} has at most {largest} bytes, not {len(data)}",
+                "",
+            )
         request = decode_request(name, data)
         limit_s = _limit_of(context, verb)
         if not self._free.acquire(blocking=False):
@@ -227,7 +239,7 @@ class _Calls:
 def status_of(error: FleetError) -> grpc.StatusCode:
     """Return the gRPC status of an error."""
     status = grpc.StatusCode
-    if error.code == "busy":
+    if error.code in ("busy", "request-too-large"):
         return status.RESOURCE_EXHAUSTED
     if isinstance(error, AccessError):
         return status.PERMISSION_DENIED

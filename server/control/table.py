@@ -9,7 +9,7 @@ from typing import Any
 from server.control.requests import Request
 from server.control.roles import Role
 from server.control.seam import Answer
-from server.control.verbs import decisions, devices, operators, releases, rounds
+from server.control.verbs import bases, decisions, devices, operators, releases, rounds
 from server.control.verbs.fleet import Fleet
 
 __all__ = ["LIMIT_S", "LONG_S", "VERBS", "WATCH_ROLE", "Verb", "verb_of"]
@@ -40,6 +40,8 @@ WATCH_ROLE = Role.viewer
 VERBS: dict[str, Verb] = {
     "AuditList": Verb(Role.viewer, decisions.audit),
     "AuditVerify": Verb(Role.viewer, decisions.audit_verified, LONG_S),
+    "BaseInstall": Verb(Role.admin, bases.install),
+    "BaseList": Verb(Role.viewer, bases.listed, LONG_S),
     "DeviceEnroll": Verb(Role.admin, devices.enroll),
     "DeviceList": Verb(Role.viewer, devices.listed),
     "DeviceQuarantine": Verb(Role.operator, devices.quarantine),

@@ -13,6 +13,7 @@ from server.control.seam import Event, Verbs
 __all__ = ["closed_round", "watched"]
 
 CLOSING = ("round.release", "round.abandon")
+FINISHED = "order.finish"
 
 
 def closed_round(verbs: Verbs, number: int | None, limit_s: float) -> dict[str, Any]:
@@ -27,14 +28,18 @@ def closed_round(verbs: Verbs, number: int | None, limit_s: float) -> dict[str, 
         The round as ``RoundShow`` tells it.
 
     Raises:
-        RoundError: ``round-abandoned``.
+        RoundError: ``round-abandoned``, or ``order-failed`` when the newest order for a round
+            failed and none was closed since, so there is nothing to wait for.
         LateError: ``wait-timeout``; the round may still be released later.
     """
     rows = verbs.ask(r.AuditList(newest=1)).data["rows"]
     after = rows[-1]["seq"] if rows else 0
     if number is not None and (there := _round(verbs, number)) and there["state"] != "open":
         return _released(there)
+    _check_order(verbs)
     for event in verbs.watch(after, limit_s):
+        if event.verb == FINISHED and event.detail.get("error"):
+            _check_order(verbs)
         if event.verb in CLOSING and number in (None, event.detail.get("round")):
             found = _round(verbs, int(event.detail["round"]))
             if found is not None and found["state"] != "open":
@@ -52,6 +57,16 @@ def watched(verbs: Verbs, after: int | None, limit_s: float) -> Iterator[Event]:
             yield event
         if limit_s:
             return
+
+
+def _check_order(verbs: Verbs) -> None:
+    order = verbs.ask(r.RoundList(newest=1)).data["order"]
+    if order is not None and order["stands"]:
+        raise RoundError(
+            "order-failed",
+            f"no round was opened, since order {order['id']} failed: {order['error']}",
+            "Mend it, then order one again: fleet round start; see also: fleet server status",
+        )
 
 
 def _round(verbs: Verbs, number: int) -> dict[str, Any] | None:

@@ -109,7 +109,9 @@ def bases_of(connection: Connection, digest: str | None = None) -> tuple[BaseRow
 def no_base(digest: str) -> InputError:
     """Return the error for a base that is not installed."""
     return InputError(
-        "no-such-base", f"the base {digest[:12]}… is not installed", "Install its bundle first."
+        "no-such-base",
+        f"the base {digest[:12]}… is not installed",
+        "Install it: fleet base install FILE",
     )
 
 

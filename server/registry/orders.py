@@ -163,6 +163,14 @@ class Orders:
             rows = connection.execute(query).all()
         return tuple(_row(each) for each in reversed(rows))
 
+    def newest(self, verb: Verb) -> Order | None:
+        """Return the last order of a kind; None when there was none."""
+        kept = tables.orders
+        query = select(kept).where(kept.c.verb == verb.value).order_by(kept.c.id.desc()).limit(1)
+        with self._ledger.database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else _row(row)
+
     def take(self, order: int, *, actor: str, key: str | None = None) -> Order:
         """Begin an order; changes nothing when it was taken before and is not finished.
 

@@ -8,6 +8,7 @@ import shutil
 import socket
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -29,6 +30,7 @@ FLOWER = "1.41."
 ASK_S = 5.0
 LEAST_FREE_BYTES = 2**30
 PRIVATE = 0o077
+INSTALL = "Install one: fleet base install FILE"
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,36 @@ def _listeners(path: Path) -> Iterator[str]:
             yield fields[1]
 
 
+def _base(subject: _Subject) -> Iterator[Finding]:
+    """Look whether the policy of a standing service names a base that is there."""
+    from server.control.reach import registry_place
+    from server.installed import base_in
+    from server.registry import open_registry
+
+    place = registry_place(subject.folder)
+    if not subject.config.service.standing:
+        yield Finding("base", "ok", "no standing service, so no base is to be installed")
+        return
+    if isinstance(place, Path) and not place.exists():
+        yield Finding("base", "warn", "no base is installed", INSTALL)
+        return
+    with open_registry(place, clock=time.time) as registry:
+        held, bases = registry.policy.newest(), registry.bases.all()
+        installed = {row.digest for row in bases}
+        if held is None:
+            fix = "Set one: fleet policy set base=DIGEST; digests: fleet base list"
+            text = f"{len(bases)} base(s), and no policy names one"
+            if not bases:
+                fix, text = INSTALL, "no base is installed"
+            yield Finding("base", "warn", text, fix)
+        elif held.policy.base not in installed:
+            text = f"the policy's base {held.policy.base} is not installed: no round can open"
+            yield Finding("base", "fail", text, "Install it: fleet base install FILE")
+        else:
+            base_in(registry.bases.content(held.policy.base))
+            yield Finding("base", "ok", f"the policy's base {held.policy.base[:12]}… is installed")
+
+
 CHECKS: dict[str, Callable[[_Subject], Iterator[Finding]]] = {
     "versions": _versions,
     "permissions": _permissions,
@@ -230,4 +262,5 @@ CHECKS: dict[str, Callable[[_Subject], Iterator[Finding]]] = {
     "exposure": _exposure,
     "disk": _disk,
     "health": _processes,
+    "base": _base,
 }

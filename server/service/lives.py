@@ -9,10 +9,12 @@ from typing import Any
 
 from fleet.errors import FleetError
 from server.control.reach import registry_place
+from server.control.verbs.ordered import last_order
 from server.registry import open_registry
 from server.service.folder import ServerFolder
 from server.service.keeper import read_standing
 from server.service.keeping import SILENT_S
+from server.standing.policy import ON_ORDER
 
 __all__ = ["standing_line_of", "standing_of"]
 
@@ -22,17 +24,19 @@ def standing_of(folder: ServerFolder) -> dict[str, Any]:
 
     Returns:
         ``run`` (Flower's id or ``None``), ``lives``, ``silent_s`` since it last said so or
-        ``None``, ``pid``, ``doing`` and ``problem`` where the registry cannot be read.
+        ``None``, ``pid``, ``doing``, the newest ``order`` for a round or ``None``, and ``problem``
+        where the registry cannot be read.
     """
     run = read_standing(folder)
     data: dict[str, Any] = {"run": run.run if run else None, "lives": False, "silent_s": None}
-    data |= {"pid": None, "doing": {}, "problem": ""}
+    data |= {"pid": None, "doing": {}, "order": None, "problem": ""}
     place = registry_place(folder)
     if isinstance(place, Path) and not place.exists():
         return data
     try:
         with open_registry(place, clock=time.time) as registry:
             beat = registry.observations.heartbeat()
+            data["order"] = last_order(registry)
     except FleetError as error:
         return {**data, "problem": error.message}
     if beat is None:
@@ -51,6 +55,19 @@ def standing_line_of(data: Mapping[str, Any] | None) -> str:
         return f"unknown: {data['problem']}"
     if data["silent_s"] is None or data["run"] is None:
         return "has not begun yet"
-    doing = ", ".join(f"{key} {value}" for key, value in data["doing"].items())
+    doing = ", ".join(_words(data["doing"], data["order"]))
     head = f"run {data['run']}" if data["lives"] else f"run {data['run']} is silent"
     return f"{head}; last heard of {data['silent_s']:.0f} s ago" + (f"; {doing}" if doing else "")
+
+
+def _words(doing: Mapping[str, Any], order: Mapping[str, Any] | None) -> list[str]:
+    """Return what the service does, why it idles, and the next step."""
+    plain = {key: value for key, value in doing.items() if key not in ("why", "next")}
+    words = [f"{key} {value}" for key, value in plain.items()]
+    words += [str(doing["why"])] if "why" in doing else []
+    # What it waits for now says the same as the order that failed of it.
+    if order is not None and order["stands"] and "waiting" not in doing:
+        words.append(f"last order failed: {order['error']}")
+    elif doing.get("why") == ON_ORDER:
+        words.append("next: fleet round start")
+    return words + ([f"next: {doing['next']}"] if "next" in doing else [])

@@ -98,8 +98,9 @@ class Desk:
             self.registry.orders.finish(order.id, result, actor=ACTOR)
             self.world.say("order.done", order=order.id, verb=order.verb.value, **result)
 
-    def fail(self, order: Order | None, why: str) -> None:
-        """Say why nothing came of an order, if there was one."""
+    def fail(self, order: Order | None, why: str, step: str = "") -> None:
+        """Say why nothing came of an order, if there was one, and what the next step is."""
         if order is not None:
+            why = f"{why}; next: {step}" if step else why
             self.registry.orders.finish(order.id, error=why, actor=ACTOR)
             self.world.say("order.failed", order=order.id, verb=order.verb.value, why=why)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from fleet.adapt.base import Base, load_base
+from fleet.adapt.base import Base
 from fleet.adapt.network import folded_network
 from fleet.adapt.state import Layout
 from fleet.errors import MismatchError
@@ -17,6 +15,7 @@ from fleet.federate.releases import Release, first_release
 from fleet.federate.rule import read_rule
 from fleet.peft.registry import find
 from server import coordinator as c
+from server.installed import base_in
 from server.registry import Registry
 from server.registry.records import OpenRound, RoundState
 from server.registry.replay import readmitted, recorded_rule
@@ -70,14 +69,7 @@ class Bench:
         return find(policy.method).layout(folded_network(base), base.frames)
 
     def _read(self, digest: str) -> Base:
-        content = self.registry.bases.content(digest)
-        if isinstance(content, Path):
-            base = load_base(content)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "base.safetensors"
-                path.write_bytes(content)
-                base = load_base(path)
+        base = base_in(self.registry.bases.content(digest))
         if base.digest != digest:
             raise MismatchError(
                 "other-base", f"under {digest[:12]}… the base {base.digest[:12]}… is installed"

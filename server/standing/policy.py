@@ -18,10 +18,13 @@ from fleet.federate.compress import Encoding
 from fleet.federate.records import problems_of
 from fleet.federate.rule import MEAN, read_rule
 
-__all__ = ["LARGEST_COHORT", "FleetPolicy"]
+__all__ = ["LARGEST_COHORT", "ON_ORDER", "FleetPolicy"]
 
 LARGEST_COHORT = 100_000
 LARGEST_NAMES = 32
+ON_ORDER = "on order only"
+"""Why a service idles whose policy sets no pace."""
+DIGEST_OF = "fleet base show FILE --format json"
 LONGEST_DEADLINE_S = 7 * 24 * 3600.0
 """A round that is open longer keeps everybody from the next one."""
 
@@ -126,11 +129,12 @@ class FleetPolicy(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise InputError(
-                "bad-policy",
-                f"the policy breaks a rule: {problems_of(error)}",
-                "The fields and their ranges are in docs/service.md.",
-            ) from error
+            hint = "The fields and their ranges are in docs/service.md."
+            # People type what a table has shown them, or the file itself.
+            if any(each["loc"] == ("base",) for each in error.errors()):
+                hint = f"A base is named by the full digest: {DIGEST_OF}; see: fleet base list"
+            told = f"the policy breaks a rule: {problems_of(error)}"
+            raise InputError("bad-policy", told, hint) from error
 
     @property
     def asked(self) -> int:

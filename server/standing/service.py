@@ -44,7 +44,7 @@ from server.standing.planning import (
     rule_record,
     starting,
 )
-from server.standing.policy import FleetPolicy
+from server.standing.policy import ON_ORDER, FleetPolicy
 from server.standing.world import World
 
 __all__ = ["BEAT_S", "Service"]
@@ -165,7 +165,8 @@ class Service:
         order, self.desk.start = self.desk.start, None
         held = self.registry.policy.newest()
         if held is None:
-            self._wait_for(order, "there is no policy: fleet policy set")
+            step = "" if self.registry.bases.all() else "fleet base install FILE"
+            self._wait_for(order, "there is no policy: fleet policy set", step)
             return False
         if order is None and not self._due(held.policy):
             return False
@@ -174,7 +175,7 @@ class Service:
         except StorageError:
             raise
         except FleetError as error:
-            self._wait_for(order, error.message)
+            self._wait_for(order, error.message, error.hint)
             return False
         return self._open(held, start, order)
 
@@ -182,7 +183,8 @@ class Service:
         """Tell whether the pause after the last round is over and another one is wanted."""
         number, _ = next_round(self.registry)
         if not policy.every_s or (policy.rounds and number > policy.rounds):
-            self._doing = {"phase": "idle", "round": number - 1}
+            why = ON_ORDER if not policy.every_s else f"all {policy.rounds} rounds are made"
+            self._doing = {"phase": "idle", "round": number - 1, "why": why}
             return False
         rounds = self.registry.rounds.all(newest=1)
         closed = rounds[-1].closed if rounds else None
@@ -301,12 +303,12 @@ class Service:
         self.deliveries.hear()
         return self.desk.glance() or self._stopping()
 
-    def _wait_for(self, order: Order | None, why: str) -> None:
-        """Note what the next round waits for; an order for it fails at once."""
-        self.desk.fail(order, why)
+    def _wait_for(self, order: Order | None, why: str, step: str = "") -> None:
+        """Note what the next round waits for, and the next step; an order for it fails at once."""
+        self.desk.fail(order, why, step)
         if self._doing.get("waiting") != why:
             self.world.say("round.waiting", why=why)
-        self._doing = {"phase": "idle", "waiting": why}
+        self._doing = {"phase": "idle", "waiting": why} | ({"next": step} if step else {})
 
     def _too_few(
         self,
@@ -321,7 +323,7 @@ class Service:
         if order is not None and self.roster.introducing():
             self.desk.start = order  # nobody is held up by that: there is no round to open
             return
-        self._wait_for(order, f"{why} ({', '.join(first)})" if first else why)
+        self._wait_for(order, f"{why} ({', '.join(first)})" if first else why, "fleet device list")
 
     def _let_pass(self, seconds: float) -> None:
         self.world.wait(seconds)

@@ -1,4 +1,4 @@
-"""``fleet base``: train and inspect bases."""
+"""``fleet base``: train and inspect bases; install and list those of a server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fleet.errors import InputError
+from server.control.cli.base import INSTALL_EXAMPLES, LIST_EXAMPLES, install, list_
 from server.control.cli.render import Format, FormatOption, emit
+from server.control.cli.tables import room, told
 
 __all__ = ["app"]
 
@@ -19,7 +21,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 @app.callback()
 def group() -> None:
-    """Train and inspect base models."""
+    """Train and inspect base models, install them on a server, list those of a server."""
+
+
+app.command(epilog=INSTALL_EXAMPLES)(install)
+app.command("list", epilog=LIST_EXAMPLES)(list_)
 
 
 @app.command(
@@ -104,11 +110,15 @@ def _show(base: Any, path: Path, form: Format) -> None:
 
 
 def _table(console: Console, data: dict[str, Any]) -> None:
-    table = Table(show_header=False, title=data["file"])
+    table = Table("", "", show_header=False, title=data["file"])
+    table.columns[1].overflow = "fold"
     for name, value in data.items():
         if isinstance(value, dict):
             value = ", ".join(f"{k} {v}" for k, v in value.items())
         elif isinstance(value, list):
             value = ", ".join(" ".join(v) if isinstance(v, list) else str(v) for v in value)
         table.add_row(name.replace("_", " "), str(value))
-    console.print(table)
+    room(console).print(table)
+    # In one piece on any terminal, to be copied.
+    told(console, f"digest {data['digest']}")
+    told(console, f"Next: fleet base install {data['file']}")

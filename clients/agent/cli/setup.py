@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clients.agent.cli.render import DEFAULT_STATE, Format, FormatOption, StateOption, emit, note
+from clients.agent.cli.settled import DEFAULT_PORT, name_of, pinned, settled, wanted_config
 from clients.agent.config import (
     CONFIG_FILE,
     PRIVATE_KEY,
@@ -20,11 +21,8 @@ from clients.agent.config import (
     DeviceConfig,
     Interpreters,
     load_config,
-    parse_config,
-    render_config,
-    save_config,
 )
-from clients.agent.pinned import pin, pinned_keys, read_keys
+from clients.agent.pinned import read_keys
 from clients.agent.service import AGENT_MODULE, Host, units_of
 from fleet.errors import InputError, StorageError, UnavailableError
 from fleet.federate.signing import public_keys
@@ -58,6 +56,9 @@ def init(
     bridge_python: Annotated[
         str, typer.Option(help="Python 3.11 or later that has Flower; default: this one.")
     ] = "",
+    supernode_port: Annotated[
+        int, typer.Option(help="Loopback port; a second device on one machine needs another.")
+    ] = DEFAULT_PORT,
     form: FormatOption = Format.table,
 ) -> None:
     """Make the state directory (0700), the node's key pair (ECDSA P-384) and device.toml.
@@ -70,11 +71,12 @@ def init(
     _check_given(root_certificate, base, release_key)
     keys = public_keys(read_keys(release_key)) if release_key is not None else None
     origin = str(base.absolute()) if base is not None else ""
-    wanted = _wanted(_name(name, state), server, origin, agent_python, bridge_python)
+    pythons = Interpreters.model_construct(agent=agent_python, bridge=bridge_python)
+    wanted = wanted_config(name_of(name, state), server, origin, pythons, supernode_port)
     _make_folder(state)
-    config = _settled(wanted, state)
+    config = settled(wanted, state)
     if keys is not None:
-        config = _pinned(keys, config, state)
+        config = pinned(keys, config, state)
     if not (state / PRIVATE_KEY).exists():
         make_keys(state, config.name)
     _copied(root_certificate, config.certificate_path(state))
@@ -88,7 +90,7 @@ def init(
         "server": config.server,
         "release_key": config.release_key,
     }
-    emit(data, form, lambda console: _show(console, data, "Next: fleet-device enroll"))
+    emit(data, form, lambda console: _show(console, data, _next(config)))
 
 
 init.examples = (  # type: ignore[attr-defined]  # the root prints it under the help
@@ -177,58 +179,16 @@ install_service.examples = (  # type: ignore[attr-defined]
 )
 
 
-def _name(given: str, state: Path) -> str:
-    if given:
-        return given
-    if (state / CONFIG_FILE).exists():
-        return load_config(state).name
-    raise InputError(
-        "name-missing", "a new device needs a name: --name", "fleet-device init --name kitchen-1"
-    )
-
-
 def _check_given(*files: Path | None) -> None:
     for given in files:
         if given is not None and not given.is_file():
             raise InputError("file-missing", f"there is no file {given}", "")
 
 
-def _wanted(name: str, server: str, base: str, agent: str, bridge: str) -> DeviceConfig:
-    pythons = Interpreters.model_construct(agent=agent, bridge=bridge)
-    made = DeviceConfig.model_construct(name=name, server=server, base=base, interpreters=pythons)
-    # Read back as a file would be, so that all wrong values are told before anything is made.
-    return parse_config(render_config(made), "the command line")
-
-
-def _settled(wanted: DeviceConfig, state: Path) -> DeviceConfig:
-    if not (state / CONFIG_FILE).exists():
-        save_config(wanted, state)
-        return wanted
-    present = load_config(state)
-    if present.name != wanted.name:
-        raise InputError(
-            "device-exists",
-            f"{state} is the device {present.name}, not {wanted.name}",
-            "Choose another folder with --state, or edit device.toml.",
-        )
-    if wanted.server and not present.server:
-        present = present.model_copy(update={"server": wanted.server})
-        save_config(present, state)
-    if wanted.server not in ("", present.server):
-        note(f"{CONFIG_FILE} is kept: its server is {present.server or 'none'}; edit it there.")
-    return present
-
-
-def _pinned(keys: dict[str, bytes], config: DeviceConfig, state: Path) -> DeviceConfig:
-    """Pin the keys, unless others are pinned: whom a device trusts is not changed in passing."""
-    before = pinned_keys(config, state)
-    if before and list(before) != list(keys):
-        raise InputError(
-            "release-key-pinned",
-            f"{config.name} takes releases by {', '.join(before)}, not by {', '.join(keys)}",
-            "Change it on purpose: fleet-device trust release-key.pub --yes",
-        )
-    return pin(keys, config, state)
+def _next(config: DeviceConfig) -> str:
+    if not config.server:
+        return "Next: fleet-device ingest FILE --person NAME"
+    return f"Next, on the server: fleet device enroll {PUBLIC_KEY} --name {config.name}"
 
 
 def _install_base(base: Path, state: Path) -> None:

@@ -50,6 +50,8 @@ CLOCK_ASK_S = 2.0
 AGENT_STOP_S = 30.0
 SUPERNODE_STOP_S = 30.0
 MISSING = "No module named"
+# Flower's lines about each message would drown the agent's; who wants them sets the variable.
+QUIET = {"FLWR_LOG_LEVEL": "WARNING"}
 TORCH = "Name a Python that has the device's torch under interpreters.agent in device.toml."
 # What a Python of another version must not inherit from the one that runs fleet-device.
 OF_ONE_PYTHON = ("PYTHONHOME", "PYTHONPATH")
@@ -110,7 +112,9 @@ def _supernode(config: DeviceConfig, state: Path, environment: Mapping[str, str]
     return Spec(
         name=SUPERNODE,
         command=command,
-        environment=_environment(environment, python, supernode_environment(config, state)),
+        environment=_environment(
+            {**QUIET, **environment}, python, supernode_environment(config, state)
+        ),
         backoff=SUPERNODE_BACKOFF,
         stop_s=SUPERNODE_STOP_S,
         wear=None if nights is None else partial(NightlyWear, nights),

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class Staged:
         brings: Its registry.
         before: The registry that is there now; None where there is none, or none that can be read.
         moved: Names of files that are moved aside.
+        looking: Whether a server may run meanwhile, so that nothing may be put in place.
     """
 
     folder: ServerFolder
@@ -65,6 +66,12 @@ class Staged:
     brings: Survey
     before: Survey | None
     moved: tuple[str, ...]
+    looking: bool = False
+
+    @property
+    def running(self) -> list[str]:
+        """Processes of the server that must end before the backup is put in place."""
+        return _alive(self.folder)
 
     @property
     def forgets(self) -> dict[str, list[str]]:
@@ -115,6 +122,7 @@ class Staged:
             "moved": list(self.moved),
             "forgets": self.forgets,
             "lacking": self.lacking,
+            "running": self.running,
         }
 
     def place(self, actor: str, now: datetime) -> Path | None:
@@ -124,8 +132,11 @@ class Staged:
         both halves on the disk; restoring again completes it.
 
         Raises:
+            ValueError: It was only looked at.
             StorageError: ``write-failed``, or the registry's own.
         """
+        if self.looking:
+            raise ValueError("a backup that was only looked at is not put in place")
         self._write_down(actor, now)
         aside = self.folder.path / f"{ASIDE}{now:%Y%m%dT%H%M%S}"
         order = sorted(self.manifest.files, key=lambda name: name == CONFIG)
@@ -164,12 +175,13 @@ class Staged:
 
 
 @contextmanager
-def staged(file: Path, folder: ServerFolder) -> Iterator[Staged]:
+def staged(file: Path, folder: ServerFolder, *, looking: bool = False) -> Iterator[Staged]:
     """Check a backup beside its place, while no server can start there.
 
     Args:
         file: The backup.
         folder: Of the server; made if need be, and unmade where nothing is put in place.
+        looking: Nothing will be put in place, so a server may run meanwhile.
 
     Raises:
         InputError: ``no-such-file``, ``server-config``.
@@ -178,13 +190,16 @@ def staged(file: Path, folder: ServerFolder) -> Iterator[Staged]:
     """
     made = not folder.path.exists()
     folder.make()
-    lock = RunLock(folder.path, PROGRAM)
+    # A folder that is unmade again needs the lock in any case: nobody may start in it.
+    lock = None if looking and not made else RunLock(folder.path, PROGRAM)
     try:
-        _check_nobody_runs(folder)
+        if not looking:
+            _check_nobody_runs(folder)
         with tempfile.TemporaryDirectory(dir=folder.path, prefix=STAGE) as name:
-            yield _examined(file, folder, Path(name))
+            yield replace(_examined(file, folder, Path(name)), looking=looking)
     finally:
-        lock.close()
+        if lock is not None:
+            lock.close()
         if made and not folder.config.exists():
             shutil.rmtree(folder.path, ignore_errors=True)
 
@@ -235,13 +250,17 @@ def _fits(folder: ServerFolder, public: Path) -> bool:
     return not key.is_file() or public_of(key.read_bytes()) == public.read_bytes()
 
 
-def _check_nobody_runs(folder: ServerFolder) -> None:
+def _alive(folder: ServerFolder) -> list[str]:
     found = standing(folder.path)
-    alive = [] if found is None else [k for k, each in found["processes"].items() if each["alive"]]
+    return sorted(k for k, each in found["processes"].items() if each["alive"]) if found else []
+
+
+def _check_nobody_runs(folder: ServerFolder) -> None:
+    alive = _alive(folder)
     if alive:
         raise StorageError(
             "left-running",
-            f"{', '.join(sorted(alive))} of {folder.path} still run, though their supervisor ended",
+            f"{', '.join(alive)} of {folder.path} still run, though their supervisor ended",
             "End them first; see their ids: fleet server status",
         )
 

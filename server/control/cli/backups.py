@@ -83,12 +83,13 @@ def restore(
 ) -> None:
     """Put a backup into the server's folder, after a check of all of it; the server must not run.
 
-    What another file replaces is moved aside within the folder; nothing is deleted.
+    Only --dry-run, which checks all of it as well, may be asked for beside a running server. What
+    another file replaces is moved aside within the folder; nothing is deleted.
     """
     from server.control.backups.restoring import staged
 
     place, at = folder_of(folder), now()
-    with staged(file.expanduser().absolute(), place) as found:
+    with staged(file.expanduser().absolute(), place, looking=dry_run) as found:
         data: dict[str, Any] = {"folder": str(place.path), "dry_run": dry_run, **found.record()}
         if not dry_run:
             _confirm(found, file, yes)
@@ -117,6 +118,8 @@ def _restored(console: Console, found: Staged, data: dict[str, Any]) -> None:
             "the folder first, from where you keep them; with new ones, devices and releases "
             "do not fit any more (docs/operate.md)",
         )
+    if data["running"]:
+        told(console, f"before it is restored, end {', '.join(data['running'])}: SIGTERM to up")
     if not data["dry_run"]:
         told(console, "Next: fleet server init, which completes what is missing; fleet server up")
 

@@ -149,8 +149,8 @@ def enroll(
     text = f"{name} is enrolled" + (f" as node {data['node']}" if data["node"] else "")
     if data.get("release_key"):
         text += (
-            "\nNext, on the device, with the server's release-key.pub:"
-            " fleet-device trust release-key.pub"
+            "\nNext, on the device: fleet-device run"
+            " (before it, if its init had no --release-key: fleet-device trust release-key.pub)"
         )
     emit(data, form, lambda console: told(console, text))
 

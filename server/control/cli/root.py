@@ -27,7 +27,7 @@ EXTRA_OF_PACKAGE = {"simulations": "sim", "server": "server"}
 
 SUMMARIES = {
     "audit": "Read who did what, and check that nobody changed it since.",
-    "base": "Train and inspect base models.",
+    "base": "Train and inspect bases, install them on a server.",
     "bench": "Measure Corefleet beside its peers, both sides in one run.",
     "data": "List, inspect and convert data sets.",
     "device": "Enrol devices, look at them, keep them out, let them in again.",

@@ -56,7 +56,12 @@ def list_(reach: Reach, newest: Newest = 20, form: FormatOption = Format.table) 
     """List the newest rounds, every attempt."""
     with reach.open() as verbs:
         data = verbs.ask(r.RoundList(newest=newest)).data
-    emit(data, form, lambda console: draw(console, data["rounds"], COLUMNS))
+
+    def printed(console: Console) -> None:
+        draw(console, data["rounds"], COLUMNS)
+        _failed(console, data["order"])
+
+    emit(data, form, printed)
 
 
 @app.command(epilog="Examples:\n\nfleet round show\n\nfleet round show 8 --attempt 1")
@@ -70,7 +75,12 @@ def show(
     """Show a round: its plan, its rule, and what each device answered."""
     with reach.open() as verbs:
         data = verbs.ask(r.RoundShow(round=number, attempt=attempt)).data
-    emit(data, form, lambda console: _show(console, data["round"]))
+
+    def printed(console: Console) -> None:
+        _show(console, data["round"])
+        _failed(console, data["order"])
+
+    emit(data, form, printed)
 
 
 @app.command(epilog="Examples:\n\nfleet round watch\n\nfleet round watch --limit 60 --format json")
@@ -113,7 +123,10 @@ def wait(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds; then exit code 3.")] = 600.0,
     form: FormatOption = Format.table,
 ) -> None:
-    """Wait until a round is released: 0 when it is, 1 when it was abandoned, 3 when time is up."""
+    """Wait until a round is released: 0 when it is, 1 when it was abandoned, 3 when time is up.
+
+    It ends with 1 as well, and at once, when the newest order for a round failed.
+    """
     from server.control.waiting import closed_round
 
     with reach.open() as verbs:
@@ -199,6 +212,12 @@ def _show(console: Console, found: dict[str, Any]) -> None:
     draw(console, found["updates"], ("device", "weight", "norm", "digest", "arrived_at"))
     if found["refusals"]:
         draw(console, found["refusals"], ("device", "reason", "detail", "earlier", "at"))
+
+
+def _failed(console: Console, order: Mapping[str, Any] | None) -> None:
+    """Tell of an order that no round came of, which a list of rounds cannot show."""
+    if order is not None and order["stands"]:
+        told(console, f"order {order['id']} for the next round failed: {order['error']}")
 
 
 def _news(rounds: list[dict[str, Any]], news: list[Event]) -> RenderableType:

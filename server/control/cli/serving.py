@@ -120,15 +120,18 @@ def _welcome(config: ServerConfig, folder: ServerFolder) -> str:
         f" --server {config.address} --root-certificate {folder.authority}{pinned}\n"
         f"  then here:    fleet device enroll NODE-KEY.PUB --name NAME{where}\n"
         f"  see them:     fleet device list{where}\n"
-        f"  start rounds: {_rounds(config)}{where}\n"
+        f"{_rounds(config, where)}\n"
         "  Ctrl-C ends the server."
     )
 
 
-def _rounds(config: ServerConfig) -> str:
-    if config.service.standing:
-        return "fleet policy set base=DIGEST every_s=60"
-    return "fleet server start-run"
+def _rounds(config: ServerConfig, where: str) -> str:
+    if not config.service.standing:
+        return f"  start rounds: fleet server start-run{where}"
+    return (
+        f"  its base:     fleet base install base.safetensors{where}\n"
+        f"  start rounds: fleet policy set base=DIGEST every_s=60{where}"
+    )
 
 
 def _teller(form: Format) -> Callable[[Told], None]:

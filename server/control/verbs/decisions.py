@@ -10,6 +10,7 @@ from fleet.errors import InputError, UnavailableError
 from server.control import requests as r
 from server.control.backups.writing import write_archive
 from server.control.seam import Answer
+from server.control.verbs.bases import check_installed
 from server.control.verbs.fleet import Fleet
 from server.control.verbs.shown import shown_audit, utc
 from server.control.verbs.touched import rounds_of, touched
@@ -39,12 +40,13 @@ def set_policy(fleet: Fleet, actor: str, asked: r.PolicySet) -> Answer:
     """Change keys of the policy; it holds from the next round on.
 
     Raises:
-        InputError: ``bad-policy``, listing every problem at once.
+        InputError: ``bad-policy``, listing every problem at once, or ``base-not-installed``.
     """
     before = fleet.registry.policy.newest()
     values = {} if before is None else before.policy.model_dump(mode="json")
     changes = _parsed(asked.policy)
     after = FleetPolicy.parse({**values, **changes})
+    check_installed(fleet, after.base)
     told = after.model_dump(mode="json")
     changed = {
         name: {"from": values.get(name), "to": told[name]}

@@ -10,9 +10,10 @@ from server.control.seam import Answer
 from server.control.verbs.counts import answers_of
 from server.control.verbs.distance import distance
 from server.control.verbs.fleet import Fleet
+from server.control.verbs.ordered import last_order, shown_order
 from server.control.verbs.shown import shown_round, utc
 from server.control.verbs.touched import touched
-from server.registry.orders import Order, Verb
+from server.registry.orders import Verb
 from server.registry.records import RoundRow
 from server.registry.replay import recorded_rule
 
@@ -24,7 +25,7 @@ def listed(fleet: Fleet, actor: str, asked: r.RoundList) -> Answer:
     rows = fleet.registry.rounds.all(asked.newest)
     counts = answers_of(fleet.registry, rows)
     shown = [shown_round(row, *counts.get((row.round, row.attempt), (0, 0))) for row in rows]
-    return Answer({"rounds": shown})
+    return Answer({"rounds": shown, "order": last_order(fleet.registry)})
 
 
 def show(fleet: Fleet, actor: str, asked: r.RoundShow) -> Answer:
@@ -33,11 +34,7 @@ def show(fleet: Fleet, actor: str, asked: r.RoundShow) -> Answer:
     Raises:
         InputError: ``no-such-round``.
     """
-    row = (
-        _last(fleet)
-        if asked.round is None
-        else fleet.registry.rounds.get(asked.round, asked.attempt)
-    )
+    row = _row(fleet, asked)
     updates = fleet.registry.rounds.updates(row.round, row.attempt)
     refusals = fleet.registry.rounds.refusals(row.round, row.attempt)
     own = [each for each in refusals if not each.earlier]
@@ -70,13 +67,13 @@ def show(fleet: Fleet, actor: str, asked: r.RoundShow) -> Answer:
         "rule": dict(row.rule),
         "asks": row.plan.model_dump(mode="json"),
     }
-    return Answer({"round": shown})
+    return Answer({"round": shown, "order": last_order(fleet.registry)})
 
 
 def start(fleet: Fleet, actor: str, asked: r.RoundStart) -> Answer:
     """Order a round now."""
     order = fleet.registry.orders.place(Verb.start_round, {}, actor=actor, key=asked.key)
-    return Answer({"order": _order(order), "service_alive_at": _alive(fleet)})
+    return Answer({"order": shown_order(order), "service_alive_at": _alive(fleet)})
 
 
 def abort(fleet: Fleet, actor: str, asked: r.RoundAbort) -> Answer:
@@ -96,7 +93,7 @@ def abort(fleet: Fleet, actor: str, asked: r.RoundAbort) -> Answer:
         orders = fleet.registry.orders
         why = asked.why or "aborted by an operator"
         order = orders.place(Verb.abort_round, {"reason": why}, actor=actor, key=asked.key)
-        data |= {"order": _order(order), "service_alive_at": _alive(fleet)}
+        data |= {"order": shown_order(order), "service_alive_at": _alive(fleet)}
     return Answer(data)
 
 
@@ -127,6 +124,22 @@ def replay(fleet: Fleet, actor: str, asked: r.RoundReplay) -> Answer:
     )
 
 
+def _row(fleet: Fleet, asked: r.RoundShow) -> RoundRow:
+    """Return the round that is asked for; where there is none, an order for it may have failed."""
+    try:
+        return (
+            _last(fleet)
+            if asked.round is None
+            else fleet.registry.rounds.get(asked.round, asked.attempt)
+        )
+    except InputError as error:
+        order = last_order(fleet.registry)
+        if error.code != "no-such-round" or order is None or not order["stands"]:
+            raise
+        told = f"{error.message}; order {order['id']} for one failed: {order['error']}"
+        raise InputError(error.code, told, "See: fleet server status") from error
+
+
 def _last(fleet: Fleet) -> RoundRow:
     found = fleet.registry.rounds.all(1)
     if not found:
@@ -137,7 +150,3 @@ def _last(fleet: Fleet) -> RoundRow:
 def _alive(fleet: Fleet) -> str | None:
     beat = fleet.registry.observations.heartbeat()
     return None if beat is None else utc(beat.alive_at_s)
-
-
-def _order(order: Order) -> dict[str, Any]:
-    return {"id": order.id, "verb": order.verb.value, "state": order.state.value}

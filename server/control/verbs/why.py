@@ -22,14 +22,14 @@ def sentence(fleet: Fleet, device: Device) -> dict[str, Any]:
         "round": last[-1].round if last else None,
         "took_part": code == "accepted",
         "reason": code,
-        "sentence": f"{device.name} {told}; {serving}.",
+        "sentence": f"{device.name} {_barred(device)}{told}; {serving}.",
     }
 
 
 def _part(fleet: Fleet, device: Device, row: RoundRow | None) -> tuple[str, str]:
     """Return a stable code, and what became of a device in a round."""
     if row is None:
-        return "no-round", f"took part in no round, because there was none yet{_barred(device)}"
+        return "no-round", "took part in no round, because there was none yet"
     name = f"round {row.round}"
     if (weight := weight_in(fleet.registry, row, device.name)) is not None:
         left = "; the round was abandoned" if row.state is RoundState.abandoned else ""
@@ -51,8 +51,8 @@ def _part(fleet: Fleet, device: Device, row: RoundRow | None) -> tuple[str, str]
             "enrolled-later",
             f"was not asked in {name}, because it was enrolled later, at {when}",
         )
-    if barred := _barred(device):
-        return device.state.value, f"was not asked in {name}{barred}"
+    if device.revoked or device.quarantined:
+        return device.state.value, f"was not asked in {name}"
     return "not-selected", f"was not asked in {name}, because it was not selected"
 
 
@@ -64,11 +64,12 @@ def _unanswered(row: RoundRow, name: str) -> tuple[str, str]:
 
 
 def _barred(device: Device) -> str:
+    """Return what comes before all else of a device that is kept out; empty for any other."""
     deed = device.revoked or device.quarantined
     if deed is None:
         return ""
     why = f" ({deed.why})" if deed.why else ""
-    return f", because it is {device.state.value} by {deed.by} since {utc(deed.at_s)}{why}"
+    return f"is {device.state.value} since {utc(deed.at_s)} by {deed.by}{why}; it "
 
 
 def _serving(fleet: Fleet, device: Device) -> str:

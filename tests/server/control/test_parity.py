@@ -19,7 +19,7 @@ from tests.server.registry.filled import BASE, Clock, key_of, plan_from
 POLICY = json.dumps({"base": BASE.digest, "cohort": 2})
 
 
-def requests() -> list[r.Request]:
+def requests(content: bytes = b"no base at all") -> list[r.Request]:
     """Every verb, in an order in which the changes make sense, and what each refuses."""
     return [
         r.DeviceList(),
@@ -63,7 +63,12 @@ def requests() -> list[r.Request]:
         r.ReleasePromote(key="k15", release=2),
         r.ReleasePromote(key="k16", release=7),
         r.ReleaseWithdraw(key="k17", release=0, why="old"),
+        r.BaseInstall(key="k25", content=content),
+        r.BaseInstall(key="k26", content=content[:-9]),
+        r.BaseList(),
         r.PolicyShow(),
+        r.PolicySet(key="k27", policy=json.dumps({"base": "c" * 64})),
+        r.PolicySet(key="k28", policy=json.dumps({"base": "base.safetensors"})),
         r.PolicySet(key="k18", policy=POLICY),
         r.PolicySet(key="k19", policy='{"quorum": 9, "nonsense": 1}'),
         r.PolicyShow(),
@@ -83,10 +88,11 @@ def told(verbs: Verbs, request: r.Request) -> Any:
 
 
 def test_every_verb_answers_the_same_here_and_over_the_wire(
-    file: Path, clock: Clock, tmp_path: Path
+    file: Path, clock: Clock, tmp_path: Path, tiny_base_file: Path
 ) -> None:
     assert {type(each).__name__ for each in requests()} == set(VERBS)
     answers = []
+    asked = requests(tiny_base_file.read_bytes())
     anna, bea = trust(Role.admin, "anna"), trust(Role.viewer, "bea")
     for where in ("here", "there"):
         # One place, so that what names it is the same.
@@ -104,18 +110,19 @@ def test_every_verb_answers_the_same_here_and_over_the_wire(
             known(fleet, bea)
             if where == "here":
                 with local(fleet) as verbs:
-                    answers.append([told(verbs, each) for each in requests()])
+                    answers.append([told(verbs, each) for each in asked])
             else:
                 with remote(fleet, anna) as far:
-                    answers.append([told(far, each) for each in requests()])
+                    answers.append([told(far, each) for each in asked])
         for end in ("", "-wal", "-shm"):
             Path(f"{place}{end}").unlink(missing_ok=True)
         shutil.rmtree(tmp_path / "backups")
-    for request, here, there in zip(requests(), *answers, strict=True):
+    for request, here, there in zip(asked, *answers, strict=True):
         assert here == there, request
     refused = [each for each in answers[0] if isinstance(each[0], str)]
     assert {code for code, *_ in refused} == {
         *("no-such-device", "nothing-asked", "device-name", "no-such-round", "no-such-update"),
         *("one-of-both", "not-earlier", "no-such-release", "no-policy", "bad-policy"),
         *("head-incomplete", "no-such-operator", "last-admin", "rule"),
+        *("bundle-damaged", "base-not-installed"),
     }

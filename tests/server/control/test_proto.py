@@ -36,6 +36,7 @@ MUST = {
     "name": "copy",
     "policy": "{}",
     "operator": "anna",
+    "content": b"base",
 }
 MUST_NUMBER = {"release": 1, "round": 1, "first": 0, "second": 1}
 
@@ -72,7 +73,7 @@ def test_the_methods_are_the_verbs_and_the_watch() -> None:
 
 @pytest.mark.parametrize("verb", sorted(r.REQUESTS))
 def test_every_message_has_the_fields_of_its_record(verb: str) -> None:
-    kinds = {str: "string", bool: "bool", int: "uint64"}
+    kinds = {str: "string", bytes: "bytes", bool: "bool", int: "uint64"}
     body = PROTO.split(f"message {verb}Request {{", 1)[1].split("}", 1)[0]
     written = {
         name: words.split()

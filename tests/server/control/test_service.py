@@ -78,7 +78,8 @@ def test_every_method_has_a_role_and_whoever_only_views_changes_nothing() -> Non
         assert not (r.REQUESTS[name].changes and Role.viewer.allows(verb.role)), name
     admins = {name for name, verb in VERBS.items() if verb.role is Role.admin}
     assert admins == {
-        *("DeviceEnroll", "DeviceRevoke", "OperatorRevoke", "RegistryBackup", "ReleaseWithdraw"),
+        *("BaseInstall", "DeviceEnroll", "DeviceRevoke"),
+        *("OperatorRevoke", "RegistryBackup", "ReleaseWithdraw"),
     }
 
 

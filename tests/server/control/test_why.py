@@ -84,8 +84,8 @@ def test_why_tells_of_devices_that_were_not_asked(
     clock.now_s += 1
     fleet.registry.devices.enroll("dan", key_of("dan"), actor="anna")
     assert why(fleet, "bob")[1].startswith(
-        "bob was not asked in round 3, because it is quarantined by anna since "
-        "2023-11-14T22:15:25Z (noise); "
+        "bob is quarantined since 2023-11-14T22:15:25Z by anna (noise); it was not asked in "
+        "round 3; "
     )
     assert why(fleet, "cyd")[1].startswith(
         "cyd was not asked in round 3, because it was not selected; "
@@ -114,7 +114,11 @@ def test_why_tells_of_a_pinned_and_of_a_revoked_device(fleet: Fleet) -> None:
         "it serves release 1, as it should, to which it is pinned."
     )
     fleet.registry.devices.revoke("bob", why="lost", actor="anna")
-    assert why(fleet, "bob")[1].endswith("it should serve no release.")
+    told = why(fleet, "bob")[1]
+    assert told.startswith(
+        "bob is revoked since 2023-11-14T22:15:25Z by anna (lost); it took part in round 2: "
+    )
+    assert told.endswith("it should serve no release.")
 
 
 def test_a_device_that_says_what_it_serves_is_compared_with_what_it_should(fleet: Fleet) -> None:

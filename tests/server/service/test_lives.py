@@ -32,6 +32,25 @@ def test_the_standing_service_is_told_by_its_run_and_its_heartbeat(tmp_path: Pat
         assert "run 17 is silent" in standing_line_of(standing_of(folder))
 
 
+def test_a_service_that_idles_says_why_and_what_the_next_step_is(tmp_path: Path) -> None:
+    folder = made_folder(tmp_path / "server")
+    now = time.time()
+    folder.standing.write_text(Run(run="17", started_at_s=now - 60).model_dump_json())
+    with open_registry(folder.path / "registry.sqlite", clock=lambda: now) as registry:
+
+        def line(doing: dict[str, str]) -> str:
+            registry.observations.beat(pid=5, version="", started_at_s=now - 50, doing=doing)
+            return standing_line_of(standing_of(folder))
+
+        idle = {"phase": "idle", "why": "on order only"}
+        assert line(idle).endswith("phase idle, on order only, next: fleet round start")
+        order = registry.orders.place("start_round", {}, actor="anna")
+        registry.orders.finish(order.id, error="too few", actor="service")
+        assert line(idle).endswith("phase idle, on order only, last order failed: too few")
+        waiting = {"phase": "idle", "waiting": "no base", "next": "fleet base install FILE"}
+        assert line(waiting).endswith("waiting no base, next: fleet base install FILE")
+
+
 def test_a_registry_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     folder = made_folder(tmp_path / "server")
     (folder.path / "registry.sqlite").write_bytes(b"no database at all" * 100)

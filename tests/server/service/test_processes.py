@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from fleet.adapt.base import Base
 from fleet.errors import FleetError, StorageError
 from fleet.supervise.child import Exit
 from fleet.supervise.ward import Spec, World
+from server.registry import open_registry
 from server.service import doctor
 from server.service.authority import SERVER_DAYS
 from server.service.config import (
@@ -39,6 +41,7 @@ from server.service.processes import (
     specs_of,
 )
 from server.service.setup import renewed
+from server.standing.policy import FleetPolicy
 from tests.flower_processes import free_port
 from tests.server.service.fronting import made_folder
 
@@ -236,6 +239,26 @@ def test_the_doctor_finds_what_is_wrong(folder: ServerFolder) -> None:
     folder.config.write_text("typo = 1")
     [only] = examine(folder, NOW)
     assert (only.check, only.result) == ("config", "fail")
+
+
+def test_the_doctor_of_a_standing_server_looks_for_the_policys_base(
+    folder: ServerFolder, tiny_base: Base, tiny_base_file: Path
+) -> None:
+    assert results(folder, "base") == ["ok"]  # there is no standing service
+    config = load_config(folder).model_copy(update={"service": Service(standing=True)})
+    save_config(config, folder)
+
+    def found() -> tuple[str, str]:
+        [only] = [each for each in examine(folder, NOW) if each.check == "base"]
+        return only.result, only.fix
+
+    assert found() == ("warn", "Install one: fleet base install FILE")
+    with open_registry(folder.path / "registry.sqlite", clock=NOW.timestamp) as registry:
+        assert found() == ("warn", "Install one: fleet base install FILE")
+        registry.policy.set(FleetPolicy(base=tiny_base.digest), actor="anna")
+        assert found() == ("fail", "Install it: fleet base install FILE")
+        registry.bases.install(tiny_base.digest, tiny_base_file, actor="anna")
+        assert found() == ("ok", "")
 
 
 def test_the_doctor_finds_a_port_that_is_taken(folder: ServerFolder) -> None:

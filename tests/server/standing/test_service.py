@@ -58,6 +58,7 @@ def test_without_a_policy_nothing_is_opened_and_it_says_so(quick: Fleet) -> None
     assert beat is not None
     assert (beat.pid, beat.version) == (7, "test")
     assert "policy" in beat.doing["waiting"]
+    assert "next" not in beat.doing
 
 
 def test_the_heartbeat_goes_on_while_a_round_is_open(quick: Fleet) -> None:
@@ -114,6 +115,20 @@ def test_an_order_that_cannot_be_carried_out_fails_with_the_reason(quick: Fleet)
     why = quick.registry.orders.get(start.id).error
     assert why.startswith("round 1 needs 3 eligible device(s), 2 are (")
     assert f"{quick.devices.names[0]}: offline" in why
+    assert why.endswith("; next: fleet device list")
+    quick.steps(8)  # the heartbeat is told every five seconds
+    beat = quick.registry.observations.heartbeat()
+    assert beat is not None
+    assert beat.doing["why"] == "on order only"
+
+
+def test_an_order_for_a_base_that_is_not_installed_fails_with_the_next_step(quick: Fleet) -> None:
+    quick.policy(every_s=0.0, base="c" * 64)
+    order = quick.registry.orders.place("start_round", actor=OPERATOR)
+    quick.steps(2)
+    assert quick.registry.orders.get(order.id).error == (
+        "the base cccccccccccc… is not installed; next: Install it: fleet base install FILE"
+    )
 
 
 def test_an_aborted_round_ends_with_the_operators_reason_and_the_next_attempt_follows(
@@ -255,6 +270,9 @@ def test_a_policy_for_another_fleet_is_told_and_opens_nothing(
     quick.policy(rounds=1)
     quick.released(1)
     quick.policy(rounds=2, **changes)
-    quick.steps(3)
+    quick.steps(8)  # the heartbeat is told every five seconds
     assert quick.events("round.waiting")[-1]["why"].startswith(code)
+    beat = quick.registry.observations.heartbeat()
+    assert beat is not None
+    assert beat.doing["next"]
     assert len(quick.registry.rounds.all()) == 1

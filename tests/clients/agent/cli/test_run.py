@@ -161,6 +161,9 @@ def test_another_python_does_not_inherit_the_paths_of_ours(tmp_path: Path) -> No
         assert not {"PYTHONPATH", "PYTHONHOME"} & set(spec.environment)
         assert (spec.environment["LANG"], spec.environment["PYTHONUNBUFFERED"]) == ("C", "1")
     assert supernode.environment["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert supernode.environment["FLWR_LOG_LEVEL"] == "WARNING"
+    told = specs_of(config, tmp_path, "supernode", {"FLWR_LOG_LEVEL": "INFO"})[0]
+    assert told.environment["FLWR_LOG_LEVEL"] == "INFO"
     assert supernode.stop_s == SUPERNODE_STOP_S
     assert agent.stop_s > REST_S + CLOSE_S  # or a long step's checkpoint is killed
     assert (agent.wear, agent.gate, agent.recycled_on_hangup) == (None, None, False)

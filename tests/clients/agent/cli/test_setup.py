@@ -75,6 +75,33 @@ def test_a_second_init_names_the_server_that_the_first_did_not(ask: Json, state:
     assert load_config(state).server == "fleet.example:443"  # what was decided stays
 
 
+def test_a_second_device_on_a_machine_gets_another_port(
+    ask: Json, state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask("init", "--name", "a", "--supernode-port", 9095)[0] == 0
+    assert load_config(state).supernode_port == 9095
+    assert run(["init", "--supernode-port", "9096"]) == 0
+    assert "its supernode-port is 9095" in capsys.readouterr().err
+    assert load_config(state).supernode_port == 9095  # what was decided stays
+
+
+def test_a_second_init_names_the_port_that_the_first_did_not(ask: Json, state: Path) -> None:
+    assert ask("init", "--name", "a")[0] == 0
+    assert load_config(state).supernode_port == 9094
+    assert ask("init", "--supernode-port", 9095)[0] == 0
+    assert load_config(state).supernode_port == 9095
+
+
+def test_an_init_says_what_to_type_next_and_where(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["init", "--name", "a"]) == 0
+    assert "Next: fleet-device ingest" in capsys.readouterr().err
+    assert run(["init", "--server", "one:1"]) == 0
+    told = capsys.readouterr().err
+    assert "Next, on the server: fleet device enroll node-key.pub --name a" in told
+
+
 def test_a_second_init_needs_no_name(ask: Json, state: Path) -> None:
     assert ask("init")[1]["error_code"] == "name-missing"
     ask("init", "--name", "a")
@@ -104,6 +131,7 @@ def test_an_init_under_another_name_is_refused(ask: Json, state: Path) -> None:
         (["--name", "a b"], "device-config"),
         (["--name", "a", "--server", "nowhere"], "device-config"),
         (["--name", "a", "--agent-python", "python3"], "device-config"),
+        (["--name", "a", "--supernode-port", "65536"], "device-config"),
         (["--name", "a", "--base", "/no/base"], "file-missing"),
         (["--name", "a", "--root-certificate", "/no/root"], "file-missing"),
     ],

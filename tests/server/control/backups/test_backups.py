@@ -251,6 +251,32 @@ def test_while_a_server_runs_nothing_is_restored(
     assert snapshot(home.path) == before
 
 
+def test_a_backup_is_looked_at_beside_a_running_server_and_put_in_place_by_nobody(
+    take: Take, home: ServerFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = take()
+    lock = RunLock(home.path, PROGRAM)
+    before = snapshot(home.path)
+    left = {"processes": {"superlink": {"alive": True}, "front": {"alive": False}}}
+    monkeypatch.setattr("server.control.backups.restoring.standing", lambda _: left)
+    with staged(file, home, looking=True) as found:
+        assert found.record()["running"] == ["superlink"]
+        assert "registry.sqlite" in found.moved
+        with pytest.raises(ValueError, match="only looked at"):
+            found.place("root", AT)
+    lock.close()
+    assert snapshot(home.path) == before
+
+
+def test_nothing_starts_where_a_backup_is_looked_at_in_a_folder_that_goes_again(
+    take: Take, elsewhere: ServerFolder
+) -> None:
+    with staged(take(), elsewhere, looking=True), pytest.raises(StorageError) as refused:
+        RunLock(elsewhere.path, PROGRAM)
+    assert refused.value.code == "already-running"
+    assert not elsewhere.path.exists()
+
+
 def test_nothing_starts_while_it_is_being_restored(take: Take, elsewhere: ServerFolder) -> None:
     with staged(take(), elsewhere), pytest.raises(StorageError) as refused:
         RunLock(elsewhere.path, PROGRAM)

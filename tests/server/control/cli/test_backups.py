@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from fleet.supervise.record import RunLock
 from server.control.cli.root import run
 from server.control.service import Server
 from server.registry import Registry
 from server.service.folder import ServerFolder
+from server.service.processes import PROGRAM
 from tests.server.control.cli.conftest import Json
 from tests.server.control.controlling import SIGNING
 
@@ -34,7 +37,10 @@ def test_a_server_is_backed_up_and_put_back(
     code, told = ask("server", "restore", file)
     assert (code, told["error_code"]) == (4, "not-confirmed")
     assert "lets in again: bob" in told["message"]
+    lock = RunLock(ServerFolder(Path(os.environ["COREFLEET_SERVER"])).path, PROGRAM)
+    assert ask("server", "restore", file, "--yes")[1]["error_code"] == "already-running"
     code, told = ask("server", "restore", file, "--dry-run")
+    lock.close()
     assert (code, told["dry_run"], told["aside"]) == (0, True, None)
     assert told["before"]["seq"] == head.seq + 1
     assert ask("device", "show", "bob")[1]["device"]["state"] == "revoked"
