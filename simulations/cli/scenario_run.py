@@ -150,7 +150,7 @@ def _tables(console: Console, report: dict[str, Any]) -> None:
         f"{report['periods']} periods · {report['data']}"
     )
     table.add_column("strategy", no_wrap=True)
-    for name in ("F1", "worst 10 %", "last", "backward", "forgot", "MB up", "cpu s"):
+    for name in ("F1", "worst", "last", "back", "lost", "MB up", "cpu s"):
         table.add_column(name, justify="right")
     for name, row in report["strategies"].items():
         lost = [value for value in row["forgetting"].values() if value is not None]
@@ -163,7 +163,10 @@ def _tables(console: Console, report: dict[str, Any]) -> None:
             f"{row['cpu_seconds']:.0f}",
         )
     console.print(table)
-    console.print("F1, worst 10 % of the devices: over time, before each period is learned from")
+    console.print(
+        "F1, worst (a tenth of the devices): mean over time, before each period is learned from;\n"
+        "last: of the last period; back: backward transfer; lost: forgetting, mean over classes"
+    )
     for name, row in report["strategies"].items():
         if "personal_helped" in row and row["personal_helped"] is not None:
             console.print(
@@ -178,4 +181,4 @@ def _tables(console: Console, report: dict[str, Any]) -> None:
 def _score(value: float | None, *, signed: bool = False) -> str:
     if value is None:
         return "n/a"
-    return f"{value:+.3f}" if signed else f"{value:.3f}"
+    return f"{value:+.2f}" if signed else f"{value:.3f}"

@@ -17,6 +17,7 @@ from typing import Any
 from fleet.config import RunConfig
 from fleet.continual.scenario import Scenario
 from fleet.errors import InputError, StorageError
+from fleet.federate.rule import read_rule
 from fleet.files import write_json
 from server.store import read_json
 from simulations.continual.driver import run_periods
@@ -96,7 +97,7 @@ def open_run(run: ScenarioRun) -> ScenarioRun:
 
     Raises:
         InputError: ``out-in-use``, ``unknown-strategy``, ``continual-options``, ``strategies``,
-            ``scenario-engine``.
+            ``scenario-engine``, ``scenario-rule``.
     """
     if (run.folder / "run.json").exists():
         raise InputError(
@@ -117,6 +118,13 @@ def open_run(run: ScenarioRun) -> ScenarioRun:
             "scenario-engine",
             f"a scenario runs on the engines cohort and loop, not on {run.engine.value}",
             "fleet simulate --engine cohort --scenario …",
+        )
+    if read_rule(run.config.rule).remembers:
+        raise InputError(
+            "scenario-rule",
+            f"the rule {run.config.rule} remembers earlier rounds, and a scenario's rounds stand "
+            "each for itself: bases may change between them",
+            "Choose mean, clip, median, trimmed, krum or multikrum.",
         )
     run.chosen()
     return run

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,14 @@ def test_new_classes_grow_the_head_and_old_ones_keep_their_indices(make_run: Mak
     assert report["labels"][:5] == list(second)
     assert bases[0].frame_digest == bases[1].frame_digest
     assert report["strategies"]["core"]["forgetting"][first[0]] is not None
+
+
+def test_a_rule_that_remembers_is_refused(make_run: MakeRun) -> None:
+    run = make_run()
+    config = run.config.model_copy(update={"rule": "adam:0.01"})
+    with pytest.raises(InputError) as caught:
+        open_run(replace(run, config=config))
+    assert caught.value.code == "scenario-rule"
 
 
 def test_a_device_without_labels_sends_nothing(make_run: MakeRun) -> None:
