@@ -89,6 +89,8 @@ def test_a_file_of_public_keys_is_read_in_its_order_whatever_stands_between() ->
         PUBLIC.replace(b"M", b"!"),
         b"".join(public_of(make_key()) for _ in range(MOST_KEYS + 1)),
     ],
+    # Keys are new in every process; tests have the same names in all.
+    ids=["empty", "words", "private", "cut", "changed", "too-many"],
 )
 def test_a_file_that_holds_no_public_keys_or_too_many_is_refused(content: bytes) -> None:
     with pytest.raises(InputError) as refused:
