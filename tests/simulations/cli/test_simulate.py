@@ -85,7 +85,7 @@ def test_an_interrupt_exits_130_says_how_to_go_on_and_resumes(
         (["--rank", "0"], "run-config"),
         (["--rounds", "0"], "run-config"),
         (["--frame", "qr"], "run-config"),
-        (["--methods", "lora"], "unknown-method"),
+        (["--methods", "dora"], "unknown-method"),
         (["--methods", ""], "unknown-method"),
         (["--rate", "core"], "rate"),
         (["--rate", "core=-1"], "rate"),
