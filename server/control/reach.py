@@ -132,7 +132,15 @@ def _local(path: Path) -> Verbs:
     from server.control.local import LocalVerbs
 
     folder = ServerFolder(path.expanduser().absolute())
-    return LocalVerbs(opened_fleet(folder), getpass.getuser())
+    return LocalVerbs(opened_fleet(folder), _user())
+
+
+def _user() -> str:
+    """Return the operator's name; a container's user may have a number alone."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid-{os.getuid()}"
 
 
 def _remote(reach: Reach, profile: Profile) -> Verbs:
