@@ -31,8 +31,8 @@ RUN useradd --system --uid 10001 --home-dir /var/lib/corefleet --create-home \
       --key HOME_MODE=0700 --shell /usr/sbin/nologin corefleet
 ENV PATH=/opt/corefleet/server/bin:${PATH} \
     COREFLEET_SERVER=/var/lib/corefleet \
-    MPLCONFIGDIR=/tmp/matplotlib \
-    PGPASSFILE=/tmp/pgpass \
+    MPLCONFIGDIR=/var/lib/corefleet/.matplotlib \
+    PGPASSFILE=/dev/shm/pgpass \
     PYTHONDONTWRITEBYTECODE=1
 USER corefleet
 WORKDIR /var/lib/corefleet

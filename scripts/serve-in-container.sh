@@ -45,7 +45,7 @@ if [ -n "${COREFLEET_REGISTRY_PASSWORD_FILE:-}" ]; then
   }
   umask 077
   # The image names it for whatever is run in the container beside this.
-  PGPASSFILE=${PGPASSFILE:-${TMPDIR:-/tmp}/pgpass}
+  PGPASSFILE=${PGPASSFILE:-${TMPDIR:-/dev/shm}/pgpass}
   # A backslash and a colon mean something in that form.
   escaped=$(sed -e 's/[\\:]/\\&/g' <"$COREFLEET_REGISTRY_PASSWORD_FILE")
   # Whoever reads it meanwhile must never find half a line.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -67,7 +68,7 @@ class CusumTest:
             raise ValueError("sums are not negative")
 
 
-class _RiverTest:
+class _RiverTest(ABC):
     """One of river's detectors with a log of its values."""
 
     default: ClassVar[float]
@@ -98,8 +99,9 @@ class _RiverTest:
         for value in values:
             self._detector.update(value)
 
+    @abstractmethod
     def _made(self) -> Any:
-        raise NotImplementedError
+        """Return a new detector of river's."""
 
 
 class AdwinTest(_RiverTest):

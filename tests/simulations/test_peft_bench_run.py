@@ -17,8 +17,8 @@ from simulations.benchmarks.peft.cell import adapt
 from simulations.benchmarks.peft.grid import Grid, grid_of
 from simulations.benchmarks.peft.people import data_of
 from simulations.benchmarks.peft.run import Work, estimate, execute, plan, read_cells, read_rates
-from simulations.benchmarks.peft.workers import Workers
 from simulations.progress import Silent
+from tests.simulations.inline_workers import Inline
 
 METHODS = ("core", "full", "head")
 ISSUE = {
@@ -60,21 +60,6 @@ def grid(*, source_windows: int = 64, data: str = "synthetic", **part: Any) -> G
 
 def without_times(records: Records) -> Records:
     return [{k: v for k, v in r.items() if k != "train_seconds"} for r in records]
-
-
-class Inline(Workers):
-    """Jobs run in this process: for tests that are not about processes."""
-
-    def __init__(self, count: int, begin: Any, arguments: Any) -> None:
-        begin(*arguments)
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def run(self, progress: Any, name: str, job: Any, items: Any, total: int) -> None:
-        items = list(items)
-        progress.stage(name, len(items))
-        for item in items:
-            progress.advance(job(item))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -14,19 +13,7 @@ from fleet.adapt.base import Base, BaseRecord
 from fleet.adapt.fold import fold
 from fleet.models.config import ModelConfig
 from fleet.models.registry import build
-
-
-def lived_in(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter and batch-norm statistic a value that no initialisation has."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                module.running_mean.normal_(generator=generator)
-                module.running_var.uniform_(0.3, 2.0, generator=generator)
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return network
+from tests.fleet.lived_in import lived_in
 
 
 @pytest.fixture(scope="session")

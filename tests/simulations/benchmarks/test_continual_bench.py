@@ -17,7 +17,8 @@ from simulations.benchmarks.continual.run import Work, execute, plan, read_cells
 from simulations.benchmarks.continual.store import Store
 from simulations.continual.strategies import STRATEGIES
 from simulations.progress import Silent
-from tests.simulations.benchmarks.tiny_continual import Inline, scenarios_in, tiny_grid
+from tests.simulations.benchmarks.tiny_continual import scenarios_in, tiny_grid
+from tests.simulations.inline_workers import Inline
 
 Records = list[dict[str, Any]]
 

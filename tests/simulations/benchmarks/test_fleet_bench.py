@@ -42,15 +42,15 @@ def processes() -> dict[int, Process]:
         1: one(0, "init"),
         OURS: one(1, "fleet bench fleet"),
         101: one(OURS, "python -m simulations.processes guard"),
-        102: one(OURS, "python fleet up --devices 2 --folder /tmp/b2"),
-        110: one(102, "python fleet server up --folder /tmp/b2/server"),
-        111: one(110, "flower-superlink --superexec-auth-secret-file /tmp/b2/server/secret"),
-        112: one(110, "flower-superexec --superexec-auth-secret-file /tmp/b2/server/secret"),
+        102: one(OURS, "python fleet up --devices 2 --folder /srv/b2"),
+        110: one(102, "python fleet server up --folder /srv/b2/server"),
+        111: one(110, "flower-superlink --superexec-auth-secret-file /srv/b2/server/secret"),
+        112: one(110, "flower-superexec --superexec-auth-secret-file /srv/b2/server/secret"),
         113: one(112, "flwr-serverapp --token x"),
-        114: one(110, "python -m server.service.front --folder /tmp/b2/server"),
-        115: one(110, "python -m server.control --folder /tmp/b2/server"),
-        116: one(110, "python -m server.service.keeper --folder /tmp/b2/server"),
-        120: one(102, "python fleet-device run --state /tmp/b2/device-00000"),
+        114: one(110, "python -m server.service.front --folder /srv/b2/server"),
+        115: one(110, "python -m server.control --folder /srv/b2/server"),
+        116: one(110, "python -m server.service.keeper --folder /srv/b2/server"),
+        120: one(102, "python fleet-device run --state /srv/b2/device-00000"),
         121: one(120, "flower-supernode --superlink 127.0.0.1:1"),
         122: one(121, "flower-superexec --parent-pid 121"),
         123: one(122, "flwr-clientapp --token y"),
@@ -68,7 +68,7 @@ def samples() -> list[Sample]:
 
 
 def test_every_process_of_a_box_is_of_one_kind_and_no_other_is_counted() -> None:
-    found = kinds_of(processes(), OURS, "/tmp/b2")
+    found = kinds_of(processes(), OURS, "/srv/b2")
     by_kind: dict[str, list[str]] = {}
     for process, kind in found:
         by_kind.setdefault(kind, []).append(process.command.split()[0])

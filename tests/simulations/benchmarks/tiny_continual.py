@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from simulations.benchmarks.continual.grid import Grid, grid_of
-from simulations.benchmarks.peft.workers import Workers
 
 TURNS = """
 name = "turns"
@@ -32,21 +31,6 @@ kind = "classes"
 at = 1
 count = 90
 """
-
-
-class Inline(Workers):
-    """Jobs run in this process: for tests that are not about processes."""
-
-    def __init__(self, count: int, begin: Any, arguments: Any) -> None:
-        begin(*arguments)
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def run(self, progress: Any, name: str, job: Any, items: Any, total: int) -> None:
-        items = list(items)
-        progress.stage(name, len(items))
-        for item in items:
-            progress.advance(job(item))
 
 
 def scenarios_in(folder: Path) -> dict[str, str]:

@@ -9,7 +9,8 @@ import pytest
 
 import simulations.benchmarks.continual.run
 from server.control.cli.root import run
-from tests.simulations.benchmarks.tiny_continual import Inline, scenarios_in
+from tests.simulations.benchmarks.tiny_continual import scenarios_in
+from tests.simulations.inline_workers import Inline
 
 Ask = Callable[..., tuple[int, dict[str, Any]]]
 
