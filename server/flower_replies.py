@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -140,14 +140,13 @@ class SuperLinkReplies:
         Raises:
             Unreadable: When it is none, larger, or answers what another device was asked.
         """
-        try:
+        with _readable():
             joined = _joined_bytes(objects)
-            made = inflate_object_from_contents(announced.reply, dict(objects))
-        except Exception as error:  # Flower raises anything for what a device made up
-            text = f"{type(error).__name__}: {error}"[:LARGEST_DETAIL]
-            raise Unreadable(f"its objects make no message: {text}") from error
+        # Before Flower joins them: 100 kB of objects can say that they are gigabytes.
         if joined > most:
             raise Unreadable(f"its arrays have {joined} bytes, more than {most}")
+        with _readable():
+            made = inflate_object_from_contents(announced.reply, dict(objects))
         if not isinstance(made, Message):
             raise Unreadable(f"it is a {type(made).__name__}, not a message")
         if made.metadata.reply_to_message_id != announced.answers:
@@ -182,6 +181,15 @@ def superlink_replies(grid: Grid) -> SuperLinkReplies | None:
     if module is None or not isinstance(grid, module.HttpGrid):
         return None
     return SuperLinkReplies(grid)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Flower raises anything for what a device made up
+        text = f"{type(error).__name__}: {error}"[:LARGEST_DETAIL]
+        raise Unreadable(f"its objects make no message: {text}") from error
 
 
 def _joined_bytes(objects: Mapping[str, bytes]) -> int:

@@ -7,7 +7,6 @@ neither: the profile where there is one, else the default folder
 
 from __future__ import annotations
 
-import getpass
 import os
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from fleet.federate.records import problems_of
 from fleet.files import write_text
 from fleet.tables import Table
 from server.control.seam import Verbs
+from server.control.user import user
 from server.service.folder import DEFAULT_FOLDER, ServerFolder, read_bytes
 
 if TYPE_CHECKING:
@@ -132,15 +132,7 @@ def _local(path: Path) -> Verbs:
     from server.control.local import LocalVerbs
 
     folder = ServerFolder(path.expanduser().absolute())
-    return LocalVerbs(opened_fleet(folder), _user())
-
-
-def _user() -> str:
-    """Return the operator's name; a container's user may have a number alone."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid-{os.getuid()}"
+    return LocalVerbs(opened_fleet(folder), user())
 
 
 def _remote(reach: Reach, profile: Profile) -> Verbs:

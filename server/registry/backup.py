@@ -6,13 +6,14 @@ import shlex
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from fleet.errors import InputError, StorageError, UnavailableError
 from fleet.files import atomic_path
 from server.registry import chain
 from server.registry.audit import Head
+from server.registry.copying import copy_database
 from server.registry.database import Database, code_of_sqlite, url_of
 from server.registry.schema import check_ours
 
@@ -45,14 +46,8 @@ def backup(database: Database, path: Path) -> Head:
             f"pg_restore --single-transaction --dbname={name} {file}",
         )
     with atomic_path(path) as temporary:
-        with (
-            _translated(database, path),
-            closing(_plain(database.path)) as source,
-            closing(sqlite3.connect(temporary)) as copy,
-        ):
-            source.backup(copy)
-            # One file alone: no log beside it that a copy of the backup would forget.
-            copy.execute("PRAGMA journal_mode = DELETE").fetchall()
+        with _translated(database, path):
+            copy_database(database.path, temporary)
         temporary.chmod(0o600)
         return checked(temporary)
 
@@ -110,10 +105,6 @@ def checked(path: Path) -> Head:
             return Head(*chain.head(connection))
     finally:
         database.close()
-
-
-def _plain(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from flwr.app import Message
 from fleet.federate.wire import Payload
 from server.asking import LARGEST_QUESTION, TTL_SLACK_S, Asking, sent
 from server.flower import ErrorCode
+from server.pulling import LOOK_FOR_S
 
 __all__ = ["Question", "Questions"]
 
@@ -84,9 +85,11 @@ class Questions:
     def heard(self, online: Collection[int]) -> list[tuple[Question, Message]]:
         """Return what was answered since, of nodes that are online.
 
-        A message that is pulled while its node is away is deleted with its answer.
+        A message that is pulled while its node is away is deleted with its answer. With much to
+        read it ends after :data:`~server.pulling.LOOK_FOR_S`, or one pull, whichever is longer.
         """
         found: list[tuple[Question, Message]] = []
+        until = self.asking.now() + LOOK_FOR_S
         while here := {i for i, each in self._open.items() if each.node in online}:
             replies = self.asking.pull(here)
             for reply in replies:
@@ -97,7 +100,8 @@ class Questions:
                     self._lost.append(question)
                 else:
                     found.append((question, reply))
-            if not replies:
+            # What is behind it is heard at the next look: meanwhile the service has a beat to give.
+            if not replies or self.asking.now() >= until:
                 break
         return found
 

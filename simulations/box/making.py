@@ -53,7 +53,8 @@ def make_box(wanted: Wanted, box: Box, progress: Progress, now: datetime) -> tup
         MismatchError: ``other-box`` when another one is in the folder.
         FleetError: What a part of it raises.
     """
-    if box.made.exists() and json.loads(box.made.read_text("utf-8")) != wanted.made_of:
+    known = next((each for each in (box.made, box.begun) if each.exists()), None)
+    if known is not None and json.loads(known.read_text("utf-8")) != wanted.made_of:
         raise MismatchError(
             "other-box",
             f"{box.path} holds a fleet of other devices, data, base or seed",
@@ -68,6 +69,8 @@ def make_box(wanted: Wanted, box: Box, progress: Progress, now: datetime) -> tup
         _server(box, wanted.control, now)
         return names
     box.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # First, so that what is cut off half-way is completed as the fleet that it was to be.
+    write_text(box.begun, json.dumps(wanted.made_of) + "\n")
     server = _server(box, wanted.control, now)
     if not box.base.exists():
         progress.stage("base", wanted.base_epochs if not wanted.base else 1)
@@ -79,6 +82,7 @@ def make_box(wanted: Wanted, box: Box, progress: Progress, now: datetime) -> tup
         windows = _device(fleet, number, base, box, (server, port))
         progress.advance(f"{name}: {windows} windows")
     write_text(box.made, json.dumps(wanted.made_of) + "\n")
+    box.begun.unlink()
     return names
 
 

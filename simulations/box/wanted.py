@@ -151,6 +151,11 @@ class Box:
         """Written when every device is made."""
         return self.path / "box.json"
 
+    @property
+    def begun(self) -> Path:
+        """What a box is made of, while it is being made."""
+        return self.path / "making.json"
+
     def device(self, name: str) -> Path:
         """Return a device's state directory."""
         return self.path / name

@@ -39,14 +39,18 @@ def run_scenario(context: typer.Context, out: Path | None, *, resume: bool, form
     Returns:
         Whether there was one; if not, nothing was done.
     """
-    from simulations.continual.run import is_scenario_run
-
-    kept = resume and out is not None and is_scenario_run(out)
+    kept = resume and out is not None and _holds_scenario(out)
     if not (context.params["scenario"] or kept):
         _refuse_alone(context)
         return False
     _run(context, out, kept=kept, form=form)
     return True
+
+
+def _holds_scenario(folder: Path) -> bool:
+    from simulations.continual.run import is_scenario_run
+
+    return is_scenario_run(folder)
 
 
 def _run(context: typer.Context, out: Path | None, *, kept: bool, form: Format) -> None:

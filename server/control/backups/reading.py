@@ -47,7 +47,7 @@ def unpacked(path: Path, stage: Path) -> Manifest:
             manifest = _manifest(path, tar)
             for member in tar:
                 _take(path, tar, member, manifest, stage)
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError) as error:  # the last of odd pax headers
         raise _damaged(path, str(error)) from error
     if lacking := [name for name in manifest.files if not (stage / name).exists()]:
         raise _damaged(path, f"{', '.join(lacking)} is missing")
@@ -62,7 +62,7 @@ def _manifest(path: Path, tar: tarfile.TarFile) -> Manifest:
         raise _no_backup(path, f"it does not begin with {MANIFEST}")
     try:
         found = json.loads(_file(path, tar, first).read())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _no_backup(path, f"{MANIFEST} is no JSON") from error
     if not isinstance(found, dict) or found.get("kind") != KIND:
         raise _no_backup(path, f"{MANIFEST} is not of kind {KIND}")

@@ -8,7 +8,6 @@ import os
 import sqlite3
 import tarfile
 import tempfile
-from contextlib import closing
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -33,13 +32,11 @@ from server.control.backups.archive import (
     blocks,
 )
 from server.registry import Registry
+from server.registry.copying import copy_database
 from server.service.config import load_config, save_config
 from server.service.folder import ServerFolder, read_bytes
 
-__all__ = ["BUSY_S", "write_archive"]
-
-BUSY_S = 10.0
-"""How long a copy of the SuperLink's database waits for who writes to it."""
+__all__ = ["write_archive"]
 
 
 def write_archive(
@@ -131,14 +128,8 @@ def _info(name: str, size: int, at_s: float) -> tarfile.TarInfo:
 
 def _copied(source: Path, target: Path) -> None:
     """Copy Flower's database; who writes to it goes on meanwhile."""
-    uri = f"{source.absolute().as_uri()}?mode=ro"
     try:
-        with (
-            closing(sqlite3.connect(uri, uri=True, timeout=BUSY_S)) as there,
-            closing(sqlite3.connect(target)) as copy,
-        ):
-            there.backup(copy)
-            copy.execute("PRAGMA journal_mode = DELETE").fetchall()
+        copy_database(source, target)
     except sqlite3.Error as error:
         raise StorageError(
             "nodes-uncopied",

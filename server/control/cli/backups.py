@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +13,7 @@ from server.control.cli.asking import DryRunOption, YesOption
 from server.control.cli.folder import FolderOption, folder_of, now
 from server.control.cli.render import Format, FormatOption, emit, progress_console
 from server.control.cli.tables import told
+from server.control.user import user
 from server.service.folder import DEFAULT_FOLDER
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def restore(
         data: dict[str, Any] = {"folder": str(place.path), "dry_run": dry_run, **found.record()}
         if not dry_run:
             _confirm(found, file, yes)
-        aside = None if dry_run else found.place(getpass.getuser(), at)
+        aside = None if dry_run else found.place(user(), at)
         data["aside"] = aside and str(aside)
         emit(data, form, lambda console: _restored(console, found, data))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from server.control.cli.render import Format, FormatOption, emit
 from server.control.cli.tables import draw, lines, told
 from server.control.reach import Reach
 from server.control.roles import Role
+from server.control.user import user
 from server.service.folder import DEFAULT_FOLDER
 
 __all__ = ["app"]
@@ -55,7 +55,7 @@ def issue(
     from server.control.issuing import Issue, issued
 
     wanted = Issue(name, role, out.expanduser().absolute(), connect)
-    data = issued(folder_of(folder), wanted, getpass.getuser(), now())
+    data = issued(folder_of(folder), wanted, user(), now())
     emit(data, form, lambda console: lines(console, data, tuple(data)))
 
 

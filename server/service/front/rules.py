@@ -28,13 +28,13 @@ FLEET = re.compile(rb"/v1/fleet/[a-z]{1,32}(?:-[a-z]{1,32}){0,4}")
 HEALTH = b"/health"
 # Only the operator makes and removes nodes; a device with a key never asks for it.
 CLOSED = (b"/v1/fleet/register-node", b"/v1/fleet/unregister-node")
-# The device's signature and Flower's version among them; the SuperLink reads no other.
 # Announces a reply: its metadata, and the ids of its objects. What a SuperLink does for it grows
 # with their number, and a reply of ours has six.
 ANNOUNCE = b"/v1/fleet/push-messages"
 LARGEST_ANNOUNCEMENT = 64 * 2**10
 """Bytes of such a request; about 900 objects."""
 KEY = b"flwr-public-key"
+# The device's signature and Flower's version among them; the SuperLink reads no other.
 FORWARDED = (b"content-type", b"accept", b"accept-encoding")
 FORWARDED_PREFIX = b"flwr-"
 ANSWERED = (b"content-type", b"content-encoding", b"retry-after")

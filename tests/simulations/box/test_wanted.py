@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 
-from fleet.errors import FleetError, InputError
+from fleet.errors import FleetError, InputError, MismatchError
 from fleet.supervise.child import Exit
 from fleet.supervise.ward import World
 from server.service.config import ControlApi, Front, ServerConfig, Service
@@ -64,6 +65,35 @@ def test_a_folder_with_another_fleet_is_left_alone(tmp_path: Path) -> None:
     assert caught.value.code == "other-box"
     names = making.make_box(Wanted(devices=2, data="synthetic", rounds=9), box, Silent(), NOW)
     assert names == ("device-00000", "device-00001")
+
+
+def test_a_box_that_was_cut_off_is_completed_as_the_same_fleet_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Box(Path("/b"))
+    object.__setattr__(box, "path", tmp_path)  # pytest's folders are deep
+    made: list[int] = []
+
+    def device(fleet: object, number: int, *_: object) -> int:
+        if number == 1 and made == [0]:
+            raise KeyboardInterrupt
+        made.append(number)
+        return 1
+
+    monkeypatch.setattr(making, "_device", device)
+    monkeypatch.setattr(making, "_server", lambda *_: None)
+    wanted = Wanted(devices=2, data="synthetic", base_epochs=1)
+    with pytest.raises(KeyboardInterrupt):
+        making.make_box(wanted, box, Silent(), NOW)
+    with pytest.raises(MismatchError) as caught:
+        making.make_box(replace(wanted, seed=7), box, Silent(), NOW)
+    assert caught.value.code == "other-box"
+    assert made == [0]
+    made.append(9)
+    assert len(making.make_box(wanted, box, Silent(), NOW)) == 2
+    assert made == [0, 9, 0, 1]
+    assert json.loads(box.made.read_text()) == wanted.made_of
+    assert not box.begun.exists()
 
 
 def test_ports_are_different_ones() -> None:

@@ -54,6 +54,14 @@ def flipped(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
     members[1] = info, data[:5000] + bytes([data[5000] ^ 1]) + data[5001:]
 
 
+def nested(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
+    members[0] = members[0][0], b"[" * 60_000
+
+
+def with_a_map_of_holes(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
+    members[1][0].pax_headers = {"GNU.sparse.map": "a,b"}
+
+
 def replaced_by_a_link(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
     place = next(n for n, (info, _) in enumerate(members) if info.name == "ca.crt")
     link = tarfile.TarInfo("ca.crt")
@@ -65,6 +73,8 @@ def replaced_by_a_link(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
     ("change", "code"),
     [
         (flipped, "backup-damaged"),
+        (nested, "not-a-backup"),
+        (with_a_map_of_holes, "backup-damaged"),
         (lambda members: members.pop(), "backup-damaged"),
         (lambda members: members.append(members[-1]), "backup-damaged"),
         (lambda members: members.pop(0), "not-a-backup"),

@@ -5,7 +5,7 @@ import pwd
 
 import pytest
 
-from server.control.reach import _user
+from server.control.user import user
 
 
 def test_a_user_without_a_name_acts_under_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,4 +15,4 @@ def test_a_user_without_a_name_acts_under_its_number(monkeypatch: pytest.MonkeyP
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", nobody)
-    assert _user() == f"uid-{os.getuid()}"
+    assert user() == f"uid-{os.getuid()}"
