@@ -32,7 +32,8 @@ class RunConfig(BaseModel):
             and the built-in synthetic fleet where not.
         classes: ``basic`` (the basic activities where a set names them) or ``all``.
         model: Backbone, see ``fleet.models.registry``.
-        method: What is trained: ``core``, ``bias``, ``head`` or ``full``.
+        method: What is trained: ``core``, ``bias``, ``head``, ``full`` or ``lora``, or two of them
+            joined by ``+``.
         frame: ``svd``, ``tt``, ``random``, ``gradient`` or ``people``.
         rank: Columns of each core.
         rounds: Rounds to run.

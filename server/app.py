@@ -21,7 +21,7 @@ from fleet.errors import InputError, MismatchError
 from fleet.federate.releases import Release, first_release
 from fleet.federate.rule import read_rule
 from fleet.federate.served import save_merged
-from fleet.federate.signing import read_key, sign
+from fleet.federate.signing import read_key
 from fleet.har.population import Population, population_of
 from fleet.har.virtual import virtual_fleet
 from fleet.peft.method import Method
@@ -33,6 +33,7 @@ from server.prepare import check_feasible, obtain_base
 from server.rehearsal import rehearsal_base
 from server.results import serving_line, write_results
 from server.rounds import Shell
+from server.signing import Signer
 from server.store import RunFolder
 
 __all__ = ["Surroundings", "app", "rules_of", "run_rounds", "task_of"]
@@ -57,7 +58,7 @@ class Surroundings:
             step at the moment at which the unbroken one does.
         served: Devices may serve what they are told, so a run that has nothing left to do still
             looks for them.
-        sign: Signs what is sent of releases, hexadecimal; None leaves them unsigned.
+        sign: Signs what is sent of releases and plans; None leaves them unsigned.
     """
 
     now: Callable[[], float]
@@ -66,7 +67,7 @@ class Surroundings:
     look_s: float = POLL_S
     traced: bool = False
     served: bool = False
-    sign: Callable[[Release], str] | None = None
+    sign: Signer | None = None
 
 
 REAL = Surroundings(time.monotonic, time.sleep, served=True)
@@ -101,18 +102,17 @@ def main(grid: Grid, context: Context) -> None:
     print(f"base {base.digest[:12]}; {expected} devices expected", flush=True)
     rate = config.learning_rate or rehearse(config, population, method)
     folder = RunFolder(out / method.name, on_evaluation=_log_score)
-    real = replace(REAL, sign=_signer(config.release_key)) if config.release_key else REAL
+    real = (
+        replace(REAL, sign=Signer(read_key(Path(config.release_key))))
+        if config.release_key
+        else REAL
+    )
     release = run_rounds(grid, config, base, population, method, rate, folder, real)
     kernels = save_merged(base, release, folder.folder / "merged.safetensors")
     write_results(folder, config, base, release, rate)
     if served := folder.serving(release.number):
         print(serving_line(served, kernels), flush=True)
     print(f"release {release.number}: {release.digest}; results in {out.resolve()}", flush=True)
-
-
-def _signer(path: str) -> Callable[[Release], str]:
-    key = read_key(Path(path))
-    return lambda release: sign(release, key)
 
 
 def _keep_base(base: Base, path: Path) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fleet.errors import MismatchError, RoundError, TooFewDevices
 from fleet.federate.admission import Reason
-from fleet.federate.proof import with_proof
+from fleet.federate.proof import with_plan_proof, with_proof
 from fleet.federate.records import DeviceStatus
 from fleet.federate.releases import Release, catch_up
 from fleet.federate.wire import Payload, Scalar, encode_plan
@@ -25,6 +25,7 @@ from fleet.seeds import sample
 from server import coordinator as c
 from server.asking import POLL_S, TTL_SLACK_S, Asking, sent, status_of
 from server.messages import Traffic, confusion_of, payload_of, weight_on_wire
+from server.signing import Signer
 
 __all__ = ["Reports", "Shell", "Sink", "Traffic", "about", "event_of", "report_of"]
 
@@ -71,7 +72,7 @@ class Shell:
         evaluate_devices: Devices that evaluate, a seeded sample of those online; 0 for all.
         seed: Root seed of that sample.
         look_s: How long it lets pass between two looks for devices while there are too few.
-        sign: Signs releases, hexadecimal; None leaves them unsigned.
+        sign: Signs releases and plans; None leaves them unsigned.
     """
 
     grid: Grid
@@ -85,7 +86,7 @@ class Shell:
     evaluate_devices: int = 0
     seed: int = 0
     look_s: float = POLL_S
-    sign: Callable[[Release], str] | None = None
+    sign: Signer | None = None
     asking: Asking = field(init=False)
 
     def __post_init__(self) -> None:
@@ -181,6 +182,8 @@ class Shell:
 
     def _push_plan(self, push: c.Push, traffic: Traffic) -> dict[str, str]:
         payload = self._proven(encode_plan(push.plan, push.release.state), push.release)
+        if self.sign is not None:
+            payload = with_plan_proof(payload, self.sign.plan)
         nodes = self.asking.nodes
         reachable = [device for device in push.devices if device in nodes]
         messages = self.asking.messages(
@@ -232,7 +235,7 @@ class Shell:
         self.sink.served(release, reports)
 
     def _proven(self, payload: Payload, release: Release) -> Payload:
-        return with_proof(payload, release, self.sign(release)) if self.sign else payload
+        return with_proof(payload, release, self.sign(release).hex()) if self.sign else payload
 
 
 def event_of(

@@ -13,7 +13,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from clients.agent.drifting.settings import Drift
 from clients.agent.policy import Policy
+from clients.agent.private.settings import Personal
 from fleet.errors import InputError, StorageError
 from fleet.files import write_text
 from fleet.tables import Table, lines_of
@@ -202,8 +204,10 @@ class DeviceConfig(Table):
     intake: Intake = Field(default_factory=Intake)
     caps: Caps = Field(default_factory=Caps)
     policy: Policy = Field(default_factory=Policy)
+    drift: Drift = Field(default_factory=Drift)
     interpreters: Interpreters = Field(default_factory=Interpreters)
     run: Run = Field(default_factory=Run)
+    personal: Personal = Field(default_factory=Personal)
 
     @field_validator("server")
     @classmethod

@@ -8,27 +8,27 @@ caller keeps where it likes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from clients.agent.continual_labels import logits_of, pseudo_labelled
+from clients.agent.continual_memory import ALARMS_KEPT, DeviceMemory, Labelled, known_of
+from clients.agent.continual_private import PrivateCore, PrivateWork, private_work, trained_alone
 from clients.agent.learner import Learner, Windows, Workbench
 from clients.agent.watching import watched
 from fleet.adapt.attach import single_thread
 from fleet.adapt.state import CoreState
-from fleet.adapt.train import Guard, batches, predict, train
+from fleet.adapt.train import Guard, predict
 from fleet.continual.calibration import Calibration, calibrated, calibration_of
 from fleet.continual.growth import carried
 from fleet.continual.guards import Anchor, Distil, fisher_information, joined_fisher
 from fleet.continual.options import ContinualOptions
-from fleet.continual.personal import held_back, re_expressed
-from fleet.continual.pseudo import agreement, choose, worth_it
-from fleet.continual.replay import Replay
+from fleet.continual.personal import re_expressed
 from fleet.continual.signals import Reference
 from fleet.federate.records import Plan
 from fleet.measure.f1 import confusion
@@ -38,58 +38,8 @@ __all__ = ["ContinualDevice", "DeviceMemory", "Labelled"]
 
 # Windows that the Fisher information of a release is estimated on, one backward pass each.
 FISHER_WINDOWS = 32
-ALARMS_KEPT = 64
-# Windows per forward pass where nothing is trained.
-PREDICT_BATCH = 256
 # With as many windows as this, the statistics of a device count for half.
 PRIOR_WINDOWS = 16
-
-
-@dataclass(frozen=True, eq=False)
-class Labelled:
-    """Windows whose labels are known.
-
-    Args:
-        x: Normalised, float32 ``(n, channels, window)``.
-        y: int64 ``(n,)``.
-        ids: Stable and distinct on the device, int64 ``(n,)``.
-    """
-
-    x: NDArray[np.float32]
-    y: NDArray[np.int64]
-    ids: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def take(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Labelled:
-        """Return some of the windows, by mask or index."""
-        return Labelled(self.x[rows], self.y[rows], self.ids[rows])
-
-
-@dataclass(frozen=True, eq=False)
-class DeviceMemory:
-    """What a device keeps from period to period.
-
-    Args:
-        replay: Its buffer.
-        personal: Its private core; None before the first.
-        personal_serves: Whether the private core is served: it was better on windows held back.
-        fisher: Fisher information so far; None without one.
-        calibration: Its own batch-norm statistics; None for the fleet's.
-        detector: State of its drift detector; None before it has watched.
-        alarms: Periods in which the detector raised an alarm, the last :data:`ALARMS_KEPT`.
-        probe: Windows set aside to judge releases on; None before the first.
-    """
-
-    replay: Replay
-    personal: CoreState | None = None
-    personal_serves: bool = True
-    fisher: CoreState | None = None
-    calibration: Calibration | None = None
-    detector: Mapping[str, Any] | None = None
-    alarms: tuple[int, ...] = ()
-    probe: Labelled | None = None
 
 
 @dataclass(eq=False)
@@ -194,12 +144,30 @@ class ContinualDevice:
             release: Core state of the release that is served now.
             fresh: The windows that were fresh in its round.
         """
+        work = self.begin_private(plan, release, fresh)
+        if plan is not None and work is not None:
+            self.adopt(trained_alone(self.own_bench, plan, release, work))
+
+    def begin_private(
+        self, plan: Plan | None, release: CoreState, fresh: Labelled
+    ) -> PrivateWork | None:
+        """Do what :meth:`follow` does but for the private core; return its work, if there is any.
+
+        Whoever does that work hands what comes of it to :meth:`adopt`.
+        """
         if plan is None or not len(fresh):
-            return
+            return None
         if self.options.ewc:
             self._weigh_entries(plan, release, fresh)
-        if self.options.personal:
-            self._personalise(plan, release, fresh)
+        if not self.options.personal:
+            return None
+        return private_work(
+            plan, self.options, self.memory, fresh, device=self.name, seed=self.seed
+        )
+
+    def adopt(self, found: PrivateCore) -> None:
+        """Keep a private core; it is served only if it helps."""
+        self.memory = replace(self.memory, personal=found.core, personal_serves=found.helps)
 
     def rebase(self, bench: Workbench, method: str) -> None:
         """Go on with another base: a grown one, or one with other frames."""
@@ -228,10 +196,15 @@ class ContinualDevice:
             self._own = (calibration, Workbench(self.bench.base, network))
         return self._own[1]
 
+    @property
+    def serves_private(self) -> bool:
+        """Whether the device has a private core that helps, and so is served."""
+        return self.memory.personal is not None and self.memory.personal_serves
+
     def serves(self, release: CoreState, *, personal: bool = True) -> nn.Module:
         """Return the dense network that the device serves under a release."""
         own = self.memory.personal
-        if personal and own is not None and self.memory.personal_serves:
+        if personal and own is not None and self.serves_private:
             release = release + own
         return self.own_bench.served(release)
 
@@ -250,7 +223,7 @@ class ContinualDevice:
         """Return the labelled windows of a round: fresh ones first, or all alike."""
         if self.options.replay_mix == "fresh-first" or not len(fresh):
             return [(fresh.x, fresh.y), *self._replayed(len(fresh), round_number)]
-        known = self._known(fresh)
+        known = known_of(self.memory, fresh)
         wanted = min(len(known), round((1 + self.options.replay_share) * len(fresh)))
         rng = generator(self.seed, round_number, self.name, "continual/mix")
         rows = np.sort(rng.choice(len(known), wanted, replace=False)).astype(np.int64)
@@ -274,21 +247,12 @@ class ContinualDevice:
         self, fresh: Labelled, unlabelled: NDArray[np.float32], release: CoreState
     ) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         self.pseudo_labels = 0
-        options = self.options
-        if not options.pseudo or not len(fresh) or not len(unlabelled):
+        if not self.options.pseudo:
             return []
         network = self.serves(release, personal=False)
-        known, threshold = probabilities(network, fresh.x), options.pseudo_threshold
-        right, confident = agreement(known, fresh.y, threshold)
-        if not worth_it(right, confident, bound=options.pseudo_precision):
-            return []
-        total = max(1, round(options.pseudo * len(fresh)))
-        found = probabilities(network, unlabelled)
-        rows, labels = choose(
-            found, threshold=threshold, per_class=-(-total // found.shape[1]), total=total
-        )
-        self.pseudo_labels = len(rows)
-        return [(unlabelled[rows], labels)] if len(rows) else []
+        x, y = pseudo_labelled(network, self.options, fresh, unlabelled)
+        self.pseudo_labels = len(y)
+        return [(x, y)] if len(y) else []
 
     def _guards(self, learner: Learner, plan: Plan, release: CoreState) -> Sequence[Guard]:
         options, guards = self.options, list[Guard]()
@@ -297,7 +261,7 @@ class ContinualDevice:
         if options.ewc and self.memory.fisher is not None:
             guards.append(Anchor(release, options.ewc, self.memory.fisher))
         if options.distil:
-            logits = _logits(learner.bench.served(release), learner.windows.train_x)
+            logits = logits_of(learner.bench.served(release), learner.windows.train_x)
             guards.append(Distil(logits, options.distil))
         return guards
 
@@ -312,75 +276,3 @@ class ContinualDevice:
             )
         fisher = joined_fisher(self.memory.fisher, now, self.options.ewc_keep)
         self.memory = replace(self.memory, fisher=fisher)
-
-    def _personalise(self, plan: Plan, release: CoreState, fresh: Labelled) -> None:
-        """Train the private core on the device's windows; serve it only if it helps."""
-        options = self.options
-        known = self._known(fresh)
-        judging = held_back(known.ids)
-        training = self._some(known.take(~judging), plan.round)
-        if not len(training):
-            return
-        before = self.memory.personal
-        start = release if before is None else release + before
-        own = self.own_bench
-        with single_thread():
-            attached = own.attach(plan.method, start, torch.float32)
-            train(
-                attached,
-                torch.from_numpy(training.x),
-                torch.from_numpy(training.y),
-                batches(
-                    len(training),
-                    batch=plan.batch,
-                    epochs=options.personal_epochs,
-                    generator=generator(self.seed, plan.round, self.name, "continual/personal"),
-                ),
-                optimiser=plan.optimiser,
-                learning_rate=plan.learning_rate * options.personal_rate,
-                momentum=plan.momentum,
-                guards=[Anchor(release, options.personal_anchor)],
-            )
-            personal = attached.state() - release
-            check = known.take(judging)
-            alone = _loss(own.served(release), check)
-            helped = _loss(own.served(release + personal), check) < alone if len(check) else True
-        self.memory = replace(self.memory, personal=personal, personal_serves=helped)
-
-    def _some(self, known: Labelled, round_number: int) -> Labelled:
-        """Return a sample of windows that keeps the cost of a round bounded."""
-        most = self.options.personal_windows
-        if len(known) <= most:
-            return known
-        rng = generator(self.seed, round_number, self.name, "continual/personal/windows")
-        return known.take(np.sort(rng.choice(len(known), most, replace=False)).astype(np.int64))
-
-    def _known(self, fresh: Labelled) -> Labelled:
-        """Return the fresh windows and those of the replay buffer."""
-        replay = self.memory.replay
-        x, y = replay.windows()
-        ids = replay.ids
-        new = ~np.isin(fresh.ids, ids)
-        return Labelled(
-            np.concatenate([x, fresh.x[new]]) if len(y) else fresh.x[new],
-            np.concatenate([y, fresh.y[new]]),
-            np.concatenate([ids, fresh.ids[new]]),
-        )
-
-
-def probabilities(network: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return class probabilities ``(n, classes)`` float64 of windows."""
-    return np.asarray(torch.softmax(_logits(network, x).double(), dim=1).numpy())
-
-
-def _logits(network: nn.Module, x: NDArray[np.float32]) -> torch.Tensor:
-    with torch.no_grad(), single_thread():
-        parts = [network(part) for part in torch.split(torch.from_numpy(x), PREDICT_BATCH)]
-    return torch.cat(parts)
-
-
-def _loss(network: nn.Module, known: Labelled) -> float:
-    if not len(known):
-        return 0.0
-    logits = _logits(network, known.x)
-    return float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(known.y)))

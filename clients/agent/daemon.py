@@ -24,10 +24,12 @@ from typing import Any
 from clients.agent.config import AGENT_SOCKET, DeviceConfig, load_config
 from fleet.errors import FleetError, InputError, RoundError, StorageError
 
-__all__ = ["REST_S", "TIDY_S", "main", "say", "served_agent"]
+__all__ = ["REST_S", "TIDY_S", "WATCH_S", "main", "say", "served_agent"]
 
 TIDY_S = 3600.0
 """Between two times of giving freed space back and of finishing what a full disk cut off."""
+WATCH_S = 600.0
+"""Between two looks for drift at what has come since."""
 PING_S = 1.0
 """How long to look whether another agent answers already."""
 REST_S = 20.0
@@ -44,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: stopping.set())
     try:
         with served_agent(state, stopping) as finish:
-            while not stopping.wait(TIDY_S):
+            while not stopping.wait(WATCH_S):
                 finish()
     except FleetError as error:
         say("agent.failed", code=error.code, detail=error.message, hint=error.hint)
@@ -62,7 +64,7 @@ def served_agent(state: Path, stopping: threading.Event) -> Iterator[Any]:
         stopping: Set it before the block ends, so that a training under way keeps a checkpoint.
 
     Yields:
-        What to call from time to time, see :data:`TIDY_S`.
+        What to call every :data:`WATCH_S`; it tidies every :data:`TIDY_S`.
 
     Raises:
         FleetError: Why the agent cannot run.
@@ -87,6 +89,8 @@ def served_agent(state: Path, stopping: threading.Event) -> Iterator[Any]:
     from clients.agent.answering.agent import Agent
     from clients.agent.answering.held import Held
     from clients.agent.answering.world import World
+    from clients.agent.private.cores import PrivateCores
+    from clients.agent.private.worker import Worker
     from clients.agent.serving.recover import recover
     from clients.agent.serving.serve import Serving
     from clients.agent.store import Caps, open_store
@@ -103,11 +107,20 @@ def served_agent(state: Path, stopping: threading.Event) -> Iterator[Any]:
         own = version("corefleet")
         held = Held(state, store, serving, own)
         world = World(say=say, stopping=stopping)
-        agent = Agent(held, _reader(state, config), world)
+        read = _reader(state, config)
+        agent = Agent(held, read, world)
         agent.finish()
+        worker = Worker(agent, PrivateCores(agent, held, read, world), world)
+
+        tidied = time.monotonic()
 
         def finish() -> None:
+            nonlocal tidied
             try:
+                agent.watch()
+                if time.monotonic() - tidied < TIDY_S:
+                    return
+                tidied = time.monotonic()
                 store.tidy()
                 agent.finish()
             except RoundError:
@@ -122,12 +135,14 @@ def served_agent(state: Path, stopping: threading.Event) -> Iterator[Any]:
         )
         try:
             say("agent.ready", device=config.name, pid=os.getpid(), version=own)
+            worker.start()
             yield finish
         finally:
             stopping.set()
             # Whoever waits for an answer asks again, and the next agent goes on where this one is.
             server.close(grace_s=0)
             agent.rest(REST_S)
+            worker.end(REST_S)
 
 
 def say(event: str, **values: Any) -> None:

@@ -15,11 +15,22 @@ from fleet.errors import InputError
 from fleet.federate.signing import MAX_KEY_BYTES, public_keys
 from fleet.files import write_bytes
 
-__all__ = ["COUNTED", "RELEASE_KEY", "pin", "pinned_keys", "read_keys", "refusals_of"]
+__all__ = [
+    "COUNTED",
+    "REFUSED",
+    "RELEASE_KEY",
+    "pin",
+    "pinned_keys",
+    "read_keys",
+    "refusals_of",
+    "write_keys",
+]
 
 RELEASE_KEY = "release-key.pub"
 COUNTED = "releases-refused."
 """Prefix of the store's counters of refused releases, by their reasons."""
+REFUSED = "release.refused"
+"""What is kept of a refusal until a release is taken: number, reason, detail and when."""
 TRUST = "Pin the server's again: fleet-device trust release-key.pub"
 
 
@@ -70,9 +81,19 @@ def pin(keys: Mapping[str, bytes], config: DeviceConfig, state: Path) -> DeviceC
         StorageError: When a file could not be written.
     """
     # First the keys: cut off in between, the device trusts as before or has the new ones.
-    write_bytes(state / RELEASE_KEY, b"".join(keys.values()))
-    if config.release_key == RELEASE_KEY:
+    release_key = write_keys(keys, state)
+    if config.release_key == release_key:
         return config
-    config = config.model_copy(update={"release_key": RELEASE_KEY})
+    config = config.model_copy(update={"release_key": release_key})
     save_config(config, state)
     return config
+
+
+def write_keys(keys: Mapping[str, bytes], state: Path) -> str:
+    """Write public keys (PEM, by id); return what a configuration that pins them calls the file.
+
+    Raises:
+        StorageError: When it could not be written.
+    """
+    write_bytes(state / RELEASE_KEY, b"".join(keys.values()))
+    return RELEASE_KEY

@@ -34,6 +34,7 @@ class Refusal(str, Enum):
     OUTSIDE_HOURS = "outside-hours"
     METERED = "metered"
     NO_NEW_LABELS = "no-new-labels"
+    NO_DRIFT = "no-drift"
     OVER_BUDGET = "over-budget"
     NO_READING = "no-reading"
 
@@ -159,6 +160,7 @@ def may_train(
         Refusal.NO_NEW_LABELS: (
             readings.new_labels is not None and readings.new_labels < policy.min_new_labels
         ),
+        Refusal.NO_DRIFT: readings.rounds_left == 0,
         Refusal.OVER_BUDGET: (
             policy.max_training_s_per_day > 0
             and (readings.trained_today_s or 0.0) >= policy.max_training_s_per_day

@@ -23,13 +23,13 @@ PROBE_WINDOWS = 32
 ENERGY_WINDOWS = 128
 
 
-def for_probe(memory: DeviceMemory, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+def for_probe(memory: DeviceMemory, sources: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return which windows ``(n,)`` are in the probe set, or would be while it has room."""
     probe = memory.probe
     if probe is None:
-        return held_back(ids)
-    inside = np.isin(ids, probe.ids)
-    return inside if len(probe) >= PROBE_WINDOWS else inside | held_back(ids)
+        return held_back(sources)
+    inside = np.isin(sources, probe.source)
+    return inside if len(probe) >= PROBE_WINDOWS else inside | held_back(sources)
 
 
 def set_aside(memory: DeviceMemory, known: Labelled) -> tuple[DeviceMemory, Labelled]:
@@ -42,13 +42,16 @@ def set_aside(memory: DeviceMemory, known: Labelled) -> tuple[DeviceMemory, Labe
         known: Labelled windows in time order.
     """
     probe = memory.probe
-    had = np.zeros(0, np.int64) if probe is None else probe.ids
-    inside = np.isin(known.ids, had)
-    new = np.flatnonzero(for_probe(memory, known.ids) & ~inside)[: PROBE_WINDOWS - len(had)]
+    source, had = known.source, np.zeros(0, np.int64) if probe is None else probe.source
+    first = np.zeros(len(known), np.bool_)
+    first[np.unique(source, return_index=True)[1]] = True
+    wanted = for_probe(memory, source) & ~np.isin(source, had) & first
+    new = np.flatnonzero(wanted)[: PROBE_WINDOWS - len(had)]
     if len(new):
-        inside[new] = True
         added = known.take(new)
-        memory = replace(memory, probe=added if probe is None else _joined(probe, added))
+        probe = added if probe is None else _joined(probe, added)
+        memory = replace(memory, probe=probe)
+    inside = np.zeros(len(known), np.bool_) if probe is None else np.isin(source, probe.source)
     return memory, known.take(~inside)
 
 

@@ -1,9 +1,10 @@
 """Attach: a folded network whose trainable parameters are exactly a core state's entries.
 
 An adapted layer computes ``y = u + C·z + b`` with ``u = conv(x, K0)``. In the ``svd`` frame the
-bottleneck is read off the frozen output, ``z = M·u`` (no second convolution); in every other frame
-it is an r-channel convolution of its own, ``z = conv(x, S)``. Training always runs on the immutable
-``K0`` with the core starting at the release's; what a device sends is the difference.
+bottleneck is read off the frozen output, ``z = M·u`` (no second convolution); in every other frame,
+and where the kernel moves too (``core+full``), it is an r-channel convolution of its own,
+``z = conv(x, S)``. Training always runs on the immutable ``K0`` with the core starting at the
+release's; what a device sends is the difference.
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ def attach(
                     f"not {array.shape}",
                 )
             frame = frames[layer].truncated(array.shape[1])
-            adapted = CoreLayer(module.get_submodule(layer), frame, value)
+            moving = f"{layer}.weight" in state.arrays
+            adapted = CoreLayer(module.get_submodule(layer), frame, value, moving=moving)
             replace(module, layer, adapted)
             parameters[name] = adapted.core
         elif f".{leaf}" == CHANGE_SUFFIX and layer + CORE_SUFFIX in parameters:

@@ -24,32 +24,35 @@ __all__ = ["CoreLayer", "FactorLayer", "adaptable_layers", "replace", "single_th
 
 
 class CoreLayer(nn.Module):
-    """A frozen Conv1d, Conv2d or Linear with a trainable output-side core beside it.
+    """A Conv1d, Conv2d or Linear with a trainable output-side core beside it.
 
     Args:
-        layer: The dense layer; its parameters are not trained.
+        layer: The dense layer with the base's kernel.
         frame: Its frame.
         core: ``C (O, r)``, the start of the trainable parameter.
+        moving: Whether the layer's kernel will move as well. Its output is then no longer that of
+            the base's kernel, so that an ``svd`` bottleneck is not read off it.
     """
 
     mixing: torch.Tensor
     suffix: torch.Tensor
 
-    def __init__(self, layer: nn.Module, frame: Frame, core: torch.Tensor) -> None:
+    def __init__(
+        self, layer: nn.Module, frame: Frame, core: torch.Tensor, *, moving: bool = False
+    ) -> None:
         super().__init__()
         self.layer = layer
-        self.kind = frame.kind
+        self.kind = "suffix" if moving else frame.kind
         self.groups = frame.groups
         self.is_linear = isinstance(layer, nn.Linear)
         self.core = nn.Parameter(core)
         weight = layer.get_parameter("weight")
-        if frame.kind == "svd":
+        if self.kind == "svd":
             # A copy: the frame is shared by every attached network and must not follow one of them.
             self.register_buffer("mixing", torch.tensor(frame.array, dtype=weight.dtype))
         else:
-            suffix = torch.tensor(frame.array, dtype=weight.dtype)
-            stacked = suffix.expand(self.groups, *suffix.shape).reshape(-1, *suffix.shape[1:])
-            self.register_buffer("suffix", stacked.contiguous())
+            suffix = np.array(frame.suffix(weight.detach().cpu().numpy()))
+            self.register_buffer("suffix", torch.from_numpy(suffix).to(weight).flatten(0, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the dense layer returns, moved by the core path."""

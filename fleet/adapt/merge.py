@@ -4,7 +4,8 @@
 
 always from the immutable base kernel ``K0``, never from a merged one; so going back to an earlier
 release is a merge with an earlier state, and returns the same bits. The sum is a fixed-order loop
-over the rank of separate multiply and add passes in float64, rounded once to the kernel's dtype.
+over the rank of separate multiply and add passes in float64, rounded once to the kernel's dtype;
+a dense delta of the same kernel (``core+full``) is added to that, and rounded in its turn.
 
 Laws (tests/fleet/adapt/test_merge.py): ``merge(K, a + b) - merge(K, a) == merge(K, b) - K`` up to
 rounding, for cores and dense deltas; ``merge(K, 0)`` is K bit for bit; a zero core row leaves its
@@ -57,7 +58,8 @@ def merge(
         elif f".{leaf}" == CHANGE_SUFFIX and layer + CORE_SUFFIX in state.arrays:
             continue  # merged with its core
         elif name in parameters and parameters[name].shape == delta.shape:
-            merged[name] = _add_where_moved(parameters[name], delta.astype(np.float64), delta != 0)
+            # Cores come before the kernels that they move: ``L.core`` sorts before ``L.weight``.
+            merged[name] = _add_where_moved(merged[name], delta.astype(np.float64), delta != 0)
         else:
             raise MismatchError(
                 "unknown-entry",

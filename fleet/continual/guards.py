@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from fleet.adapt.attach import Attached
+from fleet.adapt.cohort.network import CohortNetwork, cohort_of
+from fleet.adapt.lean.module import LeanAttached
 from fleet.adapt.state import CoreState
-from fleet.errors import InputError
+from fleet.errors import InputError, ModelError
 
 __all__ = ["Anchor", "Distil", "fisher_information", "joined_fisher"]
 
@@ -51,9 +53,11 @@ class Anchor:
             if parameter.grad is None:
                 continue
             value = parameter.detach()
+            anchor = _tensor(self.at, name, value)
             if name in attached.origin:
-                value = value - attached.origin[name].to(value)
-            pull = value - _tensor(self.at, name, value)
+                # Where training starts this is zero to the bit; Adam would follow any rounding.
+                anchor = attached.origin[name].to(value) + anchor
+            pull = value - anchor
             if self.weights is not None:
                 pull = pull * _tensor(self.weights, name, value)
             parameter.grad.add_(pull, alpha=self.strength)
@@ -104,7 +108,8 @@ def fisher_information(
     entry of one: what is left of it is which entries matter, and one strength suits all networks.
 
     Args:
-        attached: Network at the state of interest; its gradients are lost.
+        attached: Network at the state of interest; its gradients are lost. A lean one runs its
+            windows together, each as if it were a device of its own.
         x: ``(n, channels, window)``.
         y: ``(n,)`` int64.
         windows: Most windows to look at, evenly spaced.
@@ -112,9 +117,41 @@ def fisher_information(
     Returns:
         Of the state's layout and float32; zeros without windows.
     """
-    total = {name: torch.zeros_like(p.detach()) for name, p in attached.parameters.items()}
     step = max(1, -(-len(y) // windows))
-    for each in range(0, len(y), step):
+    x, y = x[::step], y[::step]
+    together = _as_devices(attached, len(y))
+    total = _squares(attached, x, y) if together is None else _squares_of(together, x, y)
+    largest = max((float(t.max()) for t in total.values() if t.numel()), default=0.0)
+    scale = 1.0 / largest if largest > 0 else 0.0
+    arrays = {name: (t * scale).cpu().numpy().astype(np.float32) for name, t in total.items()}
+    return CoreState.of(arrays)
+
+
+def _as_devices(attached: Attached, windows: int) -> CohortNetwork | None:
+    """Return a network in which each window has parameters of its own, where there is one."""
+    if not isinstance(attached, LeanAttached) or not windows:
+        return None
+    try:
+        return cohort_of(attached, windows)
+    except ModelError as error:
+        if not error.code.startswith("cohort-"):
+            raise
+        return None
+
+
+def _squares_of(
+    network: CohortNetwork, x: torch.Tensor, y: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Return what :func:`_squares` does, all windows at once."""
+    ones = torch.ones((len(y), 1), dtype=network.dtype, device=x.device)
+    _, gradients = network.gradients(x.unsqueeze(1), y.unsqueeze(1), ones)
+    return {name: gradient.square().sum(dim=0) for name, gradient in gradients.items()}
+
+
+def _squares(attached: Attached, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the sum of squared gradients of each window's own loss, by entry name."""
+    total = {name: torch.zeros_like(p.detach()) for name, p in attached.parameters.items()}
+    for each in range(len(y)):
         for parameter in attached.parameters.values():
             parameter.grad = None
         loss = functional.cross_entropy(attached.module(x[each : each + 1]), y[each : each + 1])
@@ -122,10 +159,7 @@ def fisher_information(
         for name, parameter in attached.parameters.items():
             if parameter.grad is not None:
                 total[name] += parameter.grad.square()
-    largest = max((float(t.max()) for t in total.values() if t.numel()), default=0.0)
-    scale = 1.0 / largest if largest > 0 else 0.0
-    arrays = {name: (t * scale).cpu().numpy().astype(np.float32) for name, t in total.items()}
-    return CoreState.of(arrays)
+    return total
 
 
 def joined_fisher(before: CoreState | None, now: CoreState, keep: float) -> CoreState:

@@ -39,8 +39,9 @@ class OverTime:
     Args:
         pooled: Of all devices' windows together, one per period; NaN without windows.
         worst_decile: Mean of the worst tenth of the devices (one at least), one per period.
-        average: Mean of ``pooled`` over the periods: average accuracy over time.
-        worst_average: Mean of ``worst_decile`` over the periods.
+        average: Mean of ``pooled`` over the periods that could be judged: average accuracy over
+            time; NaN where none could.
+        worst_average: Mean of ``worst_decile`` over the same.
     """
 
     pooled: tuple[float, ...]
@@ -94,15 +95,15 @@ def backward_transfer(scores: NDArray[np.float64]) -> float:
     """Return by how much earlier tasks are better at the end than when they had been learned.
 
     ``mean over j < T of R[T, j] - R[j, j]`` (arXiv:1706.08840, eq. 3); NaN with fewer than two
-    tasks.
+    tasks that could be judged.
 
     Args:
-        scores: ``R``, float64 ``(tasks, tasks)``.
+        scores: ``R``, float64 ``(tasks, tasks)``; NaN where nobody was there.
     """
     last = len(scores) - 1
     if last < 1:
         return float("nan")
-    return float(np.nanmean(scores[last, :last] - np.diag(scores)[:last]))
+    return _mean((scores[last, :last] - np.diag(scores)[:last]).tolist())
 
 
 def forward_transfer(scores: NDArray[np.float64], start: NDArray[np.float64]) -> float:
@@ -118,7 +119,7 @@ def forward_transfer(scores: NDArray[np.float64], start: NDArray[np.float64]) ->
     if len(scores) < 2:
         return float("nan")
     before = np.array([scores[j - 1, j] for j in range(1, len(scores))])
-    return float(np.nanmean(before - start[1:]))
+    return _mean((before - start[1:]).tolist())
 
 
 def forgetting_by_class(f1: NDArray[np.float64]) -> NDArray[np.float64]:

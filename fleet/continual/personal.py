@@ -23,17 +23,17 @@ __all__ = ["held_back", "re_expressed"]
 HOLD_BACK_EVERY = 5
 
 
-def held_back(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+def held_back(sources: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return which labelled windows a personal core is judged on, and so never trained on.
 
-    A window is on one side for good, whatever comes with it: one of :data:`HOLD_BACK_EVERY` by a
-    hash of its id.
+    A window is on one side for good, whatever comes with it and however often it comes: one of
+    :data:`HOLD_BACK_EVERY` by a hash of its number.
 
     Args:
-        ids: Stable ids of windows ``(n,)`` int64.
+        sources: Which windows, ``(n,)`` int64: the same number for one that comes again.
     """
-    # Fibonacci hashing (Knuth, TAOCP 3, section 6.4): consecutive ids spread evenly.
-    mixed = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    # Fibonacci hashing (Knuth, TAOCP 3, section 6.4): consecutive numbers spread evenly.
+    mixed = sources.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     return np.asarray((mixed >> np.uint64(32)) % np.uint64(HOLD_BACK_EVERY) == 0)
 
 

@@ -145,6 +145,8 @@ class DeviceStatus(_Record):
             simulated learner.
         release: Number of the release that it serves; -1 for none.
         version: Of its software; empty when it does not say.
+        alarms: Of its drift detectors, ever; 0 also where it watches for none.
+        alarm_age_s: Seconds since the last one; -1 for none.
     """
 
     device: str = Field(min_length=1, max_length=128)
@@ -154,11 +156,14 @@ class DeviceStatus(_Record):
     serves: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     release: int = Field(default=-1, ge=-1, le=LARGEST_COUNT)
     version: str = Field(default="", max_length=64)
+    alarms: int = Field(default=0, ge=0, le=LARGEST_COUNT)
+    alarm_age_s: int = Field(default=-1, ge=-1, le=LARGEST_COUNT)
 
     @model_serializer(mode="wrap")
     def _without_unset(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A device that serves nothing sends, byte for byte, what it sent before there was serving.
-        left_out = {"serves": "", "release": -1, "version": ""}
+        # A device that serves nothing sends, byte for byte, what it sent before there was serving,
+        # and one without alarms what it sent before anybody watched: an older server takes it.
+        left_out = {"serves": "", "release": -1, "version": "", "alarms": 0, "alarm_age_s": -1}
         return {k: v for k, v in whole(self).items() if k not in left_out or v != left_out[k]}
 
     @property

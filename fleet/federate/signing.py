@@ -2,7 +2,8 @@
 
 A digest tells that a release is whole; a signature tells that this fleet's server made it. What is
 signed is the release's name, which covers number, base, frames, parent, method and state, under a
-word that no other signature of ours has.
+word that no other signature of ours has. A plan is signed as it is written on the wire, letter by
+letter, so that it covers every field: also those that a later version has.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from fleet.errors import InputError, StorageError, UnavailableError
 
 __all__ = [
     "MOST_KEYS",
+    "PLAN_FORMAT",
     "SIGNED_FORMAT",
     "Signed",
     "identity_of",
@@ -25,10 +27,13 @@ __all__ = [
     "public_of",
     "read_key",
     "sign",
+    "sign_plan",
     "verify",
+    "verify_plan",
 ]
 
 SIGNED_FORMAT = "corefleet.release-signature.1"
+PLAN_FORMAT = "corefleet.plan-signature.1"
 SIGNATURE_BYTES = 64
 MOST_KEYS = 4
 """Public keys in one file: the server's, and while it changes, the one before."""
@@ -152,6 +157,22 @@ def sign(release: Signed, key: bytes) -> str:
     return bytes(_private(key).sign(identity_of(release))).hex()
 
 
+def sign_plan(record: str, key: bytes) -> str:
+    """Sign a plan.
+
+    Args:
+        record: The plan as its message has it.
+        key: What :func:`make_key` returned.
+
+    Returns:
+        128 hexadecimal digits; the same for the same plan and key.
+
+    Raises:
+        InputError: ``release-key``.
+    """
+    return bytes(_private(key).sign(_plan_identity(record))).hex()
+
+
 def verify(release: Signed, signature: str, public: bytes) -> bool:
     """Tell whether a signature is of this release and by the owner of a public key (PEM).
 
@@ -159,12 +180,29 @@ def verify(release: Signed, signature: str, public: bytes) -> bool:
         InputError: ``release-key`` when ``public`` is no Ed25519 key; a signature that is none is
             merely not of this release.
     """
+    return _is_of(identity_of(release), signature, public)
+
+
+def verify_plan(record: str, signature: str, public: bytes) -> bool:
+    """Tell whether a signature is of this plan and by the owner of a public key (PEM).
+
+    Raises:
+        InputError: As :func:`verify`.
+    """
+    return _is_of(_plan_identity(record), signature, public)
+
+
+def _plan_identity(record: str) -> bytes:
+    return canonical_json([PLAN_FORMAT, record])
+
+
+def _is_of(identity: bytes, signature: str, public: bytes) -> bool:
     key = _public(public)
     from cryptography.exceptions import InvalidSignature
 
     try:
         content = bytes.fromhex(signature)
-        key.verify(content, identity_of(release))
+        key.verify(content, identity)
     except (InvalidSignature, ValueError):
         return False
     # One spelling per signature: upper case or spaces would be another one.

@@ -26,6 +26,8 @@ def find(name: str) -> Method:
         return combined(METHODS[first], METHODS[second])
     if name not in METHODS:
         raise InputError(
-            "unknown-method", f"there is no method {name!r}; known: {', '.join(sorted(METHODS))}"
+            "unknown-method",
+            f"there is no method {name!r}; known: {', '.join(sorted(METHODS))}",
+            "Name one, or join two different ones by +, e.g. core+head.",
         )
     return METHODS[name]

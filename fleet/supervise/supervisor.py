@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import selectors
 import signal
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from datetime import datetime
@@ -21,7 +22,7 @@ from fleet.supervise.leftovers import end_leftovers
 from fleet.supervise.record import Program, RunLock, RunRecord, read_run, write_run
 from fleet.supervise.signals import Signals
 from fleet.supervise.told import Tell, Told
-from fleet.supervise.ward import Spec, Ward, World
+from fleet.supervise.ward import REAP_LIMIT_S, Spec, Ward, World
 
 __all__ = ["LOG_FOLDER", "Supervisor"]
 
@@ -140,11 +141,15 @@ class Supervisor:
         """Leave nothing behind, also after an error of ours; write down the end."""
         for ward in self._wards:
             ward.kill()
-            ward.reap()
+        until = time.monotonic() + REAP_LIMIT_S
+        for ward in self._wards:
+            ward.reap(max(0.0, until - time.monotonic()))
         failed = next((ward.failure.code for ward in self._wards if ward.failure), "")
         why = self._leave_because.name if self._leave_because is not None else failed
         self._write(ended=self._world.now(), why=why or "bug")
-        self._tell(Told("run.ended", "every process has ended"))
+        left = [f"{w.spec.name} (pid {w.child.pid})" for w in self._wards if w.child is not None]
+        text = f"ended; still there: {', '.join(left)}" if left else "every process has ended"
+        self._tell(Told("run.ended", text))
 
     def _write(self, ended: datetime | None = None, why: str = "") -> None:
         record = RunRecord(

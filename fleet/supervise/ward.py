@@ -17,7 +17,7 @@ from fleet.supervise.record import ProcessRecord
 from fleet.supervise.restarts import Asked, Backoff, Course, Ended, Phase, Started, step
 from fleet.supervise.told import Tell, Told
 
-__all__ = ["Gate", "Sight", "Spec", "Ward", "Wear", "World"]
+__all__ = ["REAP_LIMIT_S", "Gate", "Sight", "Spec", "Ward", "Wear", "World"]
 
 # How often it is asked whether a child that runs is worn.
 WEAR_EVERY_S = 60.0
@@ -179,13 +179,20 @@ class Ward:
         if self.child is not None:
             self.child.kill()
 
-    def reap(self) -> None:
-        """Wait for the end of one that was killed, :data:`REAP_LIMIT_S` at most."""
+    def reap(self, limit_s: float = REAP_LIMIT_S) -> None:
+        """Wait for the end of one that was killed; one that does not end in time stays its child.
+
+        Args:
+            limit_s: Most seconds to wait.
+        """
         if self.child is not None:
-            until = time.monotonic() + REAP_LIMIT_S
-            while self.child.ended() is None and time.monotonic() < until:
+            until = time.monotonic() + limit_s
+            while (end := self.child.ended()) is None and time.monotonic() < until:
                 time.sleep(0.01)
-            if self.child.ended() is not None:
+            if end is None:
+                pid = self.child.pid
+                self._say("process.stuck", f"was killed and is still there, pid {pid}", pid=pid)
+            else:
                 self._notice_the_end()
         self._log.close()
 

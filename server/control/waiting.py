@@ -16,13 +16,23 @@ CLOSING = ("round.release", "round.abandon")
 FINISHED = "order.finish"
 
 
-def closed_round(verbs: Verbs, number: int | None, limit_s: float) -> dict[str, Any]:
+UNFINISHED = ("waiting", "taken")
+NEWEST = 100
+"""Rounds among which one after a given number is looked for."""
+
+
+def closed_round(
+    verbs: Verbs, number: int | None, limit_s: float, *, after: int | None = None
+) -> dict[str, Any]:
     """Wait until a round is closed.
 
     Args:
         verbs: Whom to ask.
-        number: Which; None for the next that is closed from now on.
+        number: Which; None for the one that was ordered last, closed already or not. When nobody
+            ordered one, or others were opened since that one closed, the next that is closed from
+            now on.
         limit_s: Seconds.
+        after: Instead of a number: the first of a higher number than this, closed already or not.
 
     Returns:
         The round as ``RoundShow`` tells it.
@@ -33,20 +43,50 @@ def closed_round(verbs: Verbs, number: int | None, limit_s: float) -> dict[str, 
         LateError: ``wait-timeout``; the round may still be released later.
     """
     rows = verbs.ask(r.AuditList(newest=1)).data["rows"]
-    after = rows[-1]["seq"] if rows else 0
-    if number is not None and (there := _round(verbs, number)) and there["state"] != "open":
+    seen = rows[-1]["seq"] if rows else 0
+    # What closes from here on is in the audit after that row, so nothing falls in between.
+    if (there := _there(verbs, number, after)) is not None:
         return _released(there)
     _check_order(verbs)
-    for event in verbs.watch(after, limit_s):
+    for event in verbs.watch(seen, limit_s):
         if event.verb == FINISHED and event.detail.get("error"):
             _check_order(verbs)
-        if event.verb in CLOSING and number in (None, event.detail.get("round")):
+        if event.verb in CLOSING and _is_wanted(int(event.detail["round"]), number, after):
             found = _round(verbs, int(event.detail["round"]))
             if found is not None and found["state"] != "open":
                 return _released(found)
     which = "no round" if number is None else f"round {number}"
     verb = "was closed" if number is None else "was not closed"
     raise LateError("wait-timeout", f"{which} {verb} within {limit_s:g} s", "See: fleet round show")
+
+
+def _is_wanted(closed: int, number: int | None, after: int | None) -> bool:
+    return number in (None, closed) and (after is None or closed > after)
+
+
+def _there(verbs: Verbs, number: int | None, after: int | None) -> dict[str, Any] | None:
+    """Return the round that is waited for where it is closed already."""
+    told = verbs.ask(r.RoundList(newest=NEWEST)).data
+    rows, order = told["rounds"], told["order"]
+    if number is None and after is None:
+        number = _of_order(rows, order)
+    elif after is not None:
+        number = min((row["round"] for row in rows if row["round"] > after), default=None)
+    found = None if number is None else _round(verbs, number)
+    if found is None or found["state"] == "open":
+        return None
+    # What was ordered after a round was abandoned is its next attempt.
+    again = found["state"] == "abandoned" and order is not None and order["state"] in UNFINISHED
+    return None if again else found
+
+
+def _of_order(rows: list[dict[str, Any]], order: dict[str, Any] | None) -> int | None:
+    """Return the number that the newest order led to, unless later rounds were closed since."""
+    if order is None or order["round"] is None:
+        return None
+    number = int(order["round"])
+    overtaken = any(row["round"] > number and row["state"] != "open" for row in rows)
+    return None if overtaken else number
 
 
 def watched(verbs: Verbs, after: int | None, limit_s: float) -> Iterator[Event]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, Select, select
 
 from fleet.errors import InputError, StorageError
 from server.registry import chain, tables
@@ -15,6 +19,9 @@ __all__ = ["LARGEST_PAGE", "Audit", "Head"]
 
 LARGEST_PAGE = 1000
 """Rows of one answer; older ones are asked for by ``before``."""
+ROWS_AT_ONCE = 500
+_NAMING = ("devices", "absent")
+_OF_ROUNDS = ("round.%", "update.%")
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,8 @@ class Audit:
         """Return the newest rows, in the order in which they came.
 
         Args:
-            subject: Only rows about this device, round or release.
+            subject: Only rows about this device, round or release. One change of many devices is
+                about each of them; what a round asked of whom is about the round.
             before: Only rows before this number.
             newest: How many, at most :data:`LARGEST_PAGE`.
 
@@ -56,13 +64,15 @@ class Audit:
         if not 1 <= newest <= LARGEST_PAGE:
             raise InputError("bad-page", f"a page has 1 to {LARGEST_PAGE} rows, not {newest}")
         kept = tables.audit
-        query = select(kept).order_by(kept.c.seq.desc()).limit(newest)
-        if subject is not None:
-            query = query.where(kept.c.subject == subject)
+        query = select(kept).order_by(kept.c.seq.desc())
         if before is not None:
             query = query.where(kept.c.seq < before)
+        query = query.limit(newest) if subject is None else _about(query, subject)
         with self._database.read() as connection:
-            rows = connection.execute(query).all()
+            found: Iterator[Row[Any]] = iter(connection.execute(query).yield_per(ROWS_AT_ONCE))
+            if subject is not None:
+                found = (row for row in found if _concerns(row, subject))
+            rows = list(islice(found, newest))
         return tuple(chain.row_of(row) for row in reversed(rows))
 
     def head(self) -> Head:
@@ -98,3 +108,21 @@ class Audit:
                 "Compare with the last backup; what comes after that row proves nothing.",
             )
         return last
+
+
+def _about(query: Select[Any], subject: str) -> Select[Any]:
+    """Leave out what cannot be about a subject; a name in the text may still be something else."""
+    kept = tables.audit.c
+    named = kept.detail.contains(json.dumps(subject), autoescape=True)
+    for verbs in _OF_ROUNDS:
+        named &= kept.verb.not_like(verbs)
+    return query.where((kept.subject == subject) | named)
+
+
+def _concerns(row: Row[Any], subject: str) -> bool:
+    if row.subject == subject:
+        return True
+    detail = json.loads(row.detail)
+    return any(
+        isinstance(names := detail.get(what), list | dict) and subject in names for what in _NAMING
+    )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
@@ -20,7 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from fleet.errors import FleetError, InputError, StorageError, UnavailableError
 
-__all__ = ["BUSY_TIMEOUT_S", "Database", "code_of_sqlite", "url_of"]
+__all__ = ["BUSY_TIMEOUT_S", "Database", "check_encoding", "code_of_sqlite", "url_of"]
 
 BUSY_TIMEOUT_S = 10.0
 """How long a transaction waits for another writer, or for a connection."""
@@ -34,6 +34,9 @@ PAGE_BYTES = 8192
 """Of a new SQLite file: an update of 2 kB fills SQLite's usual page for itself."""
 WAL_LIMIT_BYTES = 8 << 20
 """SQLite's write-ahead log is cut back to this after a checkpoint."""
+
+ENCODING = "UTF8"
+"""Of a PostgreSQL database; in SQL_ASCII any bytes would be text."""
 
 _LOCK = "SELECT pg_advisory_xact_lock(4862287412653)"  # any constant of ours
 _WRITES = "registry_writes"
@@ -297,11 +300,43 @@ def _postgres(url: URL) -> Engine:
         )
     limits = {"lock_timeout": BUSY_TIMEOUT_S, "statement_timeout": STATEMENT_TIMEOUT_S}
     options = " ".join(f"-c {name}={1000 * seconds:.0f}" for name, seconds in limits.items())
-    return create_engine(
+    engine = create_engine(
         url,
         pool_size=LARGEST_POOL,
         max_overflow=0,
         pool_timeout=BUSY_TIMEOUT_S,
         pool_pre_ping=True,  # the server may have been started again since
-        connect_args={"connect_timeout": round(BUSY_TIMEOUT_S), "options": options},
+        connect_args={
+            "connect_timeout": round(BUSY_TIMEOUT_S),
+            "options": options,
+            "client_encoding": "utf8",  # whatever the environment says
+        },
+    )
+    where = url.render_as_string(hide_password=True)
+
+    @event.listens_for(engine, "connect", insert=True)
+    def connected(connection: Any, record: Any) -> None:
+        check_encoding(connection.info.parameter_status("server_encoding"), where)
+
+    return engine
+
+
+def check_encoding(encoding: str | None, where: str) -> None:
+    """Refuse a PostgreSQL database that cannot keep every text, or keeps bytes that are none.
+
+    Args:
+        encoding: What the server says that the database has; None where it does not say.
+        where: Names the database to people.
+
+    Raises:
+        StorageError: ``registry-encoding``.
+    """
+    if encoding == ENCODING:
+        return
+    raise StorageError(
+        "registry-encoding",
+        f"{where} has the encoding {encoding or 'that it does not tell'}, and a registry is kept "
+        f"in {ENCODING}",
+        f"Make another database and name that one: CREATE DATABASE fleet ENCODING '{ENCODING}' "
+        "TEMPLATE template0, or createdb --encoding=UTF8 --template=template0 fleet.",
     )

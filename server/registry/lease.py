@@ -37,8 +37,8 @@ class Holder(Record):
 
     Args:
         host: Names its machine to people.
-        place: Where its pid means something: this boot of this machine, this container; empty
-            where that cannot be known.
+        place: Where its pid means something: this boot of this machine, this container, and where
+            it is known which machine that is; empty where that cannot be known.
         pid: Its process there.
         ticks: When that started, in ticks since boot, since pids are used again.
     """
@@ -93,12 +93,15 @@ class Lease:
         with self._ledger.database.read() as connection:
             return _row(connection)
 
-    def take(self, holder: Holder, gone: Callable[[Holder], bool] = lambda holder: False) -> int:
+    def take(
+        self, holder: Holder, gone: Callable[[Holder, float], bool] = lambda holder, silent_s: False
+    ) -> int:
         """Take the lease; return its epoch.
 
         Args:
             holder: This process.
-            gone: Tells that a process is known to be dead.
+            gone: Tells that a process is known to be dead, of which nothing was heard for so many
+                seconds.
 
         Raises:
             StorageError: ``registry-served`` while another service holds it.
@@ -107,7 +110,8 @@ class Lease:
 
         def work(connection: Connection) -> int:
             now, before = self._ledger.clock(), _row(connection)
-            if before is not None and before.held(now) and not gone(before.holder):
+            held = before is not None and before.held(now)
+            if before and held and not gone(before.holder, now - before.renewed_at_s):
                 raise self._served(before, now)
             epoch = 1 if before is None else before.epoch + 1
             values = {"epoch": epoch, **holder.model_dump(), "taken_at_s": now, **_until(now)}

@@ -22,6 +22,8 @@ __all__ = ["DAY_S", "KEPT_DAYS", "Delivery", "Heartbeat", "Observations"]
 DAY_S = 86_400.0
 KEPT_DAYS = 35
 """Days of which the bytes of each device stay."""
+LARGEST_ABSENT = 1000
+"""Devices of which it stays why they did not judge a release."""
 SERVICE = "service"
 
 Confusions = Mapping[str, Sequence[Sequence[int]]]
@@ -168,13 +170,21 @@ class Observations:
         return {row.device: Delivery.model_validate(dict(row._mapping)) for row in rows}
 
     def evaluated(
-        self, release: int, counts: Confusions, *, actor: str, key: str | None = None
+        self,
+        release: int,
+        counts: Confusions,
+        *,
+        absent: Mapping[str, str] | None = None,
+        actor: str,
+        key: str | None = None,
     ) -> int:
         """Keep how devices judge a release; a later judgement takes the place of an earlier one.
 
         Args:
             release: Number of the release.
             counts: Confusion counts ``(classes, classes)`` by device, rows are the truth.
+            absent: Why others have no counts, by device; the first :data:`LARGEST_ABSENT` of them
+                stay, in the audit.
             actor: Who.
             key: Idempotency key.
 
@@ -196,7 +206,9 @@ class Observations:
             ]
             if rows:
                 connection.execute(insert(kept), rows)
-            return Outcome(len(rows), f"release {release}", {"devices": len(rows)})
+            told = {d: cleaned(why) for d, why in sorted((absent or {}).items())[:LARGEST_ABSENT]}
+            detail = {"devices": len(rows)} | ({"absent": told} if told else {})
+            return Outcome(len(rows), f"release {release}", detail)
 
         asked = {"release": release}
         return self._ledger.change("release.evaluate", asked, work, int, actor=actor, key=key)

@@ -21,6 +21,7 @@ from server.registry.releases import Releases
 from server.registry.replay import Replayed, replay
 from server.registry.rounds import Rounds
 from server.registry.schema import migrate
+from server.registry.signers import Signers
 
 __all__ = ["Registry", "open_registry"]
 
@@ -45,6 +46,7 @@ class Registry:
         orders: What operators ask of the service.
         observations: What the service found.
         lease: Which service it is.
+        signers: Whose signatures releases have.
     """
 
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:
@@ -60,6 +62,7 @@ class Registry:
         self.orders = Orders(ledger)
         self.observations = Observations(ledger)
         self.lease = Lease(ledger)
+        self.signers = Signers(ledger)
 
     def for_service(self) -> Registry:
         """Return this registry as its one service has it: no write without the lease.

@@ -15,7 +15,7 @@ from flwr.app import Message
 
 from fleet.errors import InputError
 from fleet.federate.admission import Reason
-from fleet.federate.proof import with_proof
+from fleet.federate.proof import with_plan_proof, with_proof
 from fleet.federate.wire import Payload, encode_plan
 from server import coordinator as c
 from server.asking import POLL_S, TTL_SLACK_S, Asking, sent
@@ -165,6 +165,8 @@ class Collection:
         start = self.state.release
         signature = self.registry.releases.get(start.number).signature
         payload = with_proof(encode_plan(plan, start.state), start, signature)
+        if self.world.sign is not None:
+            payload = with_plan_proof(payload, self.world.sign.plan)
         left_s = max(1.0, self.state.opened_at + plan.deadline_s - self.now())
         nodes = [here[device] for device in due]
         messages = self.asking.messages(payload, nodes, "train", str(plan.round), left_s)

@@ -1,26 +1,67 @@
-"""Evaluations: devices judge a release on their own test windows and send counts, never data."""
+"""Evaluations: devices judge a release on their own test windows and send counts, never data.
+
+Nobody waits for them: the questions are under way while rounds are opened and closed. Each
+evaluation ends when all who are there have answered, at its limit at the latest, and keeps why
+everybody else has no counts in it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from flwr.app import Message
 from numpy.typing import NDArray
 
+from fleet.errors import MismatchError
+from fleet.federate.wire import Payload
 from fleet.measure.f1 import score_fleet
 from server.asking import Asking
-from server.messages import confusion_of
+from server.messages import confusion_of, payload_of
 from server.registry import Registry
 from server.registry.records import DeviceState
+from server.rounds import LARGEST_REASON
 from server.standing.delivery import message_of
 from server.standing.nodes import Roster
 from server.standing.planning import Bench
+from server.standing.questions import Question, Questions
 from server.standing.world import World
 
-__all__ = ["LONGEST_EVALUATION_S", "Judges"]
+__all__ = ["AWAY_S", "LARGEST_UNDER_WAY", "LONGEST_EVALUATION_S", "Judges"]
 
-LONGEST_EVALUATION_S = 600.0
+LONGEST_EVALUATION_S = 120.0
+"""How long a device may take to judge a release."""
+AWAY_S = 30.0
+"""How long a device that went offline meanwhile is waited for."""
+LARGEST_UNDER_WAY = 4
+"""Evaluations at the same time; further ones begin when one of them has ended."""
 ACTOR = "service"
+
+
+@dataclass
+class _Evaluation:
+    """One release that is being judged.
+
+    Args:
+        release: Its number.
+        classes: Classes of its base.
+        questions: Those to the devices.
+        payload: What they are asked.
+        left: Nodes of the devices that are still to be asked; so many at a time.
+        absent: Why a device has no counts.
+    """
+
+    release: int
+    classes: int
+    questions: Questions
+    payload: Payload
+    left: dict[str, int]
+    absent: dict[str, str]
+    waiting: set[str] = field(default_factory=set)
+    counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    away_since: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -32,7 +73,7 @@ class Judges:
         roster: Who is behind which node.
         registry: Where counts are kept.
         bench: Bases, to know how many classes there are.
-        world: Words.
+        world: Clock and words.
     """
 
     asking: Asking
@@ -40,32 +81,123 @@ class Judges:
     registry: Registry
     bench: Bench
     world: World
+    _under_way: dict[int, _Evaluation] = field(default_factory=dict)
 
-    def judge(self, number: int, limit_s: float) -> dict[str, float | int | None]:
-        """Ask every device that is online and enrolled; keep and return what came of it.
+    def busy(self) -> bool:
+        """Tell whether no further evaluation may begin now."""
+        return len(self._under_way) >= LARGEST_UNDER_WAY
+
+    def judge(self, number: int, limit_s: float) -> None:
+        """Ask every device that is online and enrolled; one that is under way goes on.
 
         Args:
             number: Number of the release.
-            limit_s: Seconds that devices may take.
+            limit_s: Seconds that devices may take; :data:`LONGEST_EVALUATION_S` at most.
 
-        Returns:
-            ``devices`` that judged and their pooled ``macro_f1``, None without any.
+        Raises:
+            InputError: ``no-such-release``.
+            FleetError: The release or its base cannot be read.
         """
+        if number in self._under_way:
+            return
         release, row = self.registry.releases.load(number), self.registry.releases.get(number)
         classes = len(self.bench.base(release.base).record.labels)
         enrolled = {d.name for d in self.registry.devices.all(state=DeviceState.enrolled)}
         to = {d: node for d, node in self.roster.awake().items() if d in enrolled}
-        counts: dict[str, NDArray[np.int64]] = {}
-        limit = min(limit_s, LONGEST_EVALUATION_S)
-        message = message_of(release, row.signature)
-        for device, reply in self.asking.ask(message, to, "evaluate", limit):
-            found = None if reply.has_error() else confusion_of(reply.content, classes)
-            if found is not None:
-                counts[device] = found
+        questions = Questions(self.asking, "evaluate", min(limit_s, LONGEST_EVALUATION_S))
+        payload = message_of(release, row.signature)
+        absent = {d: f"silent: {why}" for d, why in self.roster.silences().items() if d in enrolled}
+        made = _Evaluation(number, classes, questions, payload, to, absent)
+        self._under_way[number] = made
+        self._ask(made)
+
+    def _ask(self, evaluation: _Evaluation) -> None:
+        if evaluation.left:
+            asked = evaluation.questions.put(evaluation.payload, evaluation.left)
+            evaluation.waiting.update(asked)
+            for device in asked:
+                del evaluation.left[device]
+
+    def hear(self) -> dict[int, dict[str, Any]]:
+        """Take the answers that came; end the evaluations that wait for nobody any more.
+
+        Returns:
+            By the number of each release of which the evaluation ended: ``devices`` that judged,
+            their pooled ``macro_f1`` (None without any), and why others did not in ``absent``.
+        """
+        ended = [each for each in list(self._under_way.values()) if self._over(each)]
+        return {each.release: self._end(each) for each in ended}
+
+    def _over(self, evaluation: _Evaluation) -> bool:
+        for question, reply in evaluation.questions.heard(self.roster.online):
+            self._take(evaluation, question, reply)
+        for question in evaluation.questions.overdue():
+            if question.name in evaluation.waiting:
+                evaluation.waiting.remove(question.name)
+                limit_s, early = evaluation.questions.limit_s, self.world.now() < question.until
+                why = "its message got lost" if early else f"no answer within {limit_s:g} s"
+                evaluation.absent[question.name] = f"no-reply: {why}"
+        self._ask(evaluation)
+        silent, here = self.roster.silences(), self.roster.here()
+        why_not = {
+            device: f"silent: {silent[device]}"
+            if device in silent
+            else self._why_gone(evaluation, device, device in here)
+            for device in evaluation.waiting
+        }
+        for device, why in why_not.items():
+            if why:
+                evaluation.absent[device] = why
+            else:
+                evaluation.absent.pop(device, None)
+        return not evaluation.left and all(why_not.values())
+
+    def _take(self, evaluation: _Evaluation, question: Question, reply: Message) -> None:
+        self.roster.alive(question.name)
+        if question.name not in evaluation.waiting:
+            return
+        evaluation.waiting.remove(question.name)
+        evaluation.absent.pop(question.name, None)
+        found = None if reply.has_error() else confusion_of(reply.content, evaluation.classes)
+        if found is None:
+            evaluation.absent[question.name] = why_none(reply)
+        elif question.name in self.roster.barred:
+            evaluation.absent[question.name] = self.roster.barred[question.name]
+        else:
+            evaluation.counts[question.name] = found
+
+    def _why_gone(self, evaluation: _Evaluation, device: str, here: bool) -> str:
+        """Return why a device that has not answered is not waited for; empty where it is."""
+        if device in self.roster.barred:
+            return self.roster.barred[device]
+        now = self.world.now()
+        if here:
+            evaluation.away_since.pop(device, None)
+            return ""
+        since = evaluation.away_since.setdefault(device, now)
+        return f"offline: for {AWAY_S:g} s" if now - since >= AWAY_S else ""
+
+    def _end(self, evaluation: _Evaluation) -> dict[str, Any]:
+        number, counts = evaluation.release, evaluation.counts
+        absent = dict(sorted(evaluation.absent.items()))
         kept = {device: each.tolist() for device, each in counts.items()}
-        self.registry.observations.evaluated(number, kept, actor=ACTOR)
+        self.registry.observations.evaluated(number, kept, absent=absent, actor=ACTOR)
+        del self._under_way[number]
         pooled = score_fleet(list(counts.values())).pooled
         score = None if np.isnan(pooled) else round(pooled, 6)
-        result: dict[str, float | int | None] = {"devices": len(counts), "macro_f1": score}
+        result: dict[str, Any] = {"devices": len(counts), "macro_f1": score, "absent": absent}
         self.world.say("release.evaluated", release=number, **result)
         return result
+
+
+def why_none(reply: Message) -> str:
+    """Return why an answer has no counts, as its device says it."""
+    if reply.has_error():
+        return f"failed: {reply.error.reason or 'error'} ({reply.error.code})"[:LARGEST_REASON]
+    try:
+        config: Mapping[str, Any] = payload_of(reply.content).config
+    except MismatchError:
+        config = {}
+    if "declined" in config:
+        return f"declined: {config['declined']!s}: {config.get('detail', '')!s}"[:LARGEST_REASON]
+    return "no-counts: its answer has no whole class counts"

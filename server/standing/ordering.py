@@ -24,18 +24,22 @@ class Desk:
     Args:
         registry: Where they are placed.
         world: Words.
-        evaluate: Carries out an order to evaluate a release.
+        evaluate: Begins to evaluate a release.
+        busy: Tells that no further evaluation may begin now.
 
     Attributes:
         start: The order that the next round answers.
         abort: The order that ends the open round.
+        judged: The orders to evaluate a release of which nothing has come yet.
     """
 
     registry: Registry
     world: World
-    evaluate: Callable[[int], Result]
+    evaluate: Callable[[int], None]
+    busy: Callable[[], bool]
     start: Order | None = field(default=None, init=False)
     abort: Order | None = field(default=None, init=False)
+    judged: list[Order] = field(default_factory=list, init=False)
 
     def settle(self) -> None:
         """Settle the orders that a service took which then ended; call once, before any other."""
@@ -55,7 +59,8 @@ class Desk:
     def clear(self) -> None:
         """Take the orders that wait; for when no round is open."""
         for order in self.registry.orders.waiting():
-            self._do(self._take(order))
+            if order.verb is not Verb.evaluate or not self.busy():
+                self._do(self._take(order))
 
     def glance(self) -> bool:
         """Take the orders that concern an open round; tell whether it is to be aborted."""
@@ -70,13 +75,13 @@ class Desk:
     def _do(self, order: Order) -> None:
         if order.verb is Verb.evaluate:
             try:
-                result = self.evaluate(int(order.args["release"]))
+                self.evaluate(int(order.args["release"]))
             except StorageError:
                 raise
             except FleetError as error:
                 self.fail(order, error.message)
             else:
-                self.finish(order, result)
+                self.judged.append(order)
         elif order.verb is Verb.abort_round:
             if self.abort is None and self.registry.open_round() is not None:
                 self.abort = order
@@ -86,6 +91,12 @@ class Desk:
             self.start = order
         else:
             self.fail(order, f"order {self.start.id} starts one already")
+
+    def evaluated(self, release: int, result: Result) -> None:
+        """Finish the orders to evaluate a release."""
+        for order in [each for each in self.judged if each.args["release"] == release]:
+            self.finish(order, result)
+            self.judged.remove(order)
 
     def _take(self, order: Order) -> Order:
         taken = self.registry.orders.take(order.id, actor=ACTOR)

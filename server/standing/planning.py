@@ -17,12 +17,12 @@ from fleet.peft.registry import find
 from server import coordinator as c
 from server.installed import base_in
 from server.registry import Registry
-from server.registry.records import OpenRound, RoundState
+from server.registry.records import OpenRound
 from server.registry.replay import readmitted, recorded_rule
 from server.rules import NOTHING, Memory
 from server.standing.policy import FleetPolicy
 
-__all__ = ["Bench", "begun", "next_round", "resumed", "rule_record", "starting"]
+__all__ = ["Bench", "begun", "resumed", "rule_record", "starting"]
 
 # The coordinator of a standing fleet ends no run; the service does.
 ENDLESS = 2**31
@@ -117,17 +117,6 @@ def starting(
                 "Set a policy for the release, or promote another release.",
             )
     return release
-
-
-def next_round(registry: Registry) -> tuple[int, int]:
-    """Return number and attempt of the round that comes next."""
-    rounds = registry.rounds.all(newest=1)
-    if not rounds:
-        return 1, 1
-    last = rounds[-1]
-    if last.state is RoundState.abandoned:
-        return last.round, last.attempt + 1
-    return last.round + 1, 1
 
 
 def begun(

@@ -30,6 +30,7 @@ from server.registry.orders import Order
 from server.registry.policies import PolicyRow
 from server.registry.records import RoundRow
 from server.registry.replay import recorded_rule
+from server.registry.upcoming import next_round
 from server.standing.collecting import ACTOR, Collection
 from server.standing.delivery import Deliveries
 from server.standing.eligibility import History, eligible
@@ -39,7 +40,6 @@ from server.standing.ordering import Desk
 from server.standing.planning import (
     Bench,
     begun,
-    next_round,
     resumed,
     rule_record,
     starting,
@@ -91,7 +91,7 @@ class Service:
         self.bench = Bench(self.registry)
         parts = (self.asking, self.roster, self.registry, self.bench, world)
         self.deliveries, self.judges = Deliveries(*parts), Judges(*parts)
-        self.desk = Desk(self.registry, world, self._judge)
+        self.desk = Desk(self.registry, world, self._judge, self.judges.busy)
         self._stopping = lambda: False
         self._started_at_s = world.clock()
 
@@ -123,6 +123,8 @@ class Service:
         if self.registry.lease.epoch is None:
             epoch = self.registry.lease.take(self.world.holder, self.world.gone)
             self.world.say("service.leads", epoch=epoch, pid=self.world.pid)
+            if self.world.sign is not None:
+                self.registry.signers.add(self.world.sign.public, actor=ACTOR)
         self._beat()
         self.roster.look()
         if not self._settled:
@@ -139,7 +141,7 @@ class Service:
             self._conduct(found.row, state)
             return True
         self.desk.clear()
-        done = [bool(self.deliveries.tell()), self._evaluate()]
+        done = [bool(self.deliveries.tell()), self._evaluate(), self._hear_judges()]
         return self._next_round() or any(done)
 
     def _evaluate(self) -> bool:
@@ -147,6 +149,8 @@ class Service:
         held, newest = self.registry.policy.newest(), self.registry.releases.next_number() - 1
         every = held.policy.evaluate_every if held else 0
         if newest < 1 or not every or newest % every or newest in self._judged:
+            return False
+        if self.judges.busy():
             return False
         self._judged = {newest}
         if self.registry.observations.evaluation(newest):
@@ -157,9 +161,15 @@ class Service:
             self.world.say("release.unjudged", release=newest, why=error.message)
         return True
 
-    def _judge(self, number: int) -> dict[str, float | int | None]:
+    def _judge(self, number: int) -> None:
         held = self.registry.policy.newest()
-        return self.judges.judge(number, held.policy.deadline_s if held else LONGEST_EVALUATION_S)
+        self.judges.judge(number, held.policy.deadline_s if held else LONGEST_EVALUATION_S)
+
+    def _hear_judges(self) -> bool:
+        ended = self.judges.hear()
+        for release, result in ended.items():
+            self.desk.evaluated(release, result)
+        return bool(ended)
 
     def _next_round(self) -> bool:
         order, self.desk.start = self.desk.start, None
@@ -301,6 +311,7 @@ class Service:
         """Look up from an open round; tell whether to leave it."""
         self._beat()
         self.deliveries.hear()
+        self._hear_judges()
         return self.desk.glance() or self._stopping()
 
     def _wait_for(self, order: Order | None, why: str, step: str = "") -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from fleet.federate.releases import Release
-from fleet.federate.signing import read_key, sign
+from fleet.federate.signing import read_key
 from server.registry import open_registry
+from server.signing import Signer
 from server.standing.service import Service
 from server.standing.world import World
 
-__all__ = ["serve", "signer"]
+__all__ = ["serve"]
 
 
 def serve(
@@ -35,16 +35,7 @@ def serve(
     Raises:
         FleetError: What cannot be gone on with; a supervisor starts the run again.
     """
-    world = World(sign=signer(read_key(Path(release_key))) if release_key else None)
+    world = World(sign=Signer(read_key(Path(release_key))) if release_key else None)
     where = place if "://" in place else Path(place)
     with open_registry(where, clock=time.time) as registry:
         Service(grid, registry, world).run(stopping)
-
-
-def signer(key: bytes) -> Callable[[Release], bytes]:
-    """Return what signs releases by a private key, PEM."""
-
-    def signed(release: Release) -> bytes:
-        return bytes.fromhex(sign(release, key))
-
-    return signed

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 from flwr.app import Message
 
-from fleet.federate.releases import Release
 from server.messages import weight_on_wire
 from server.registry.lease import Holder
+from server.signing import Signer
 from server.standing.holding import is_gone, this_process
 
 __all__ = ["Say", "World", "say_json"]
@@ -53,12 +53,12 @@ class World:
         wait: Lets seconds pass.
         say: Tells what happens.
         weigh: Bytes of a message on the wire.
-        sign: Signs a release; None leaves releases unsigned.
+        sign: Signs releases and plans; None leaves them unsigned.
         keyed: Nodes are known by their keys; one without a key is not talked to. A simulation's
             nodes have none.
         pid: Process, for whoever looks for it.
         holder: The same, as it holds the registry.
-        gone: Tells whether another holder is known to be dead.
+        gone: Tells whether another holder, not heard of for so many seconds, is known to be dead.
         version: Of this software.
     """
 
@@ -67,9 +67,9 @@ class World:
     wait: Callable[[float], None] = time.sleep
     say: Say = say_json
     weigh: Callable[[Message], int] = weight_on_wire
-    sign: Callable[[Release], bytes] | None = None
+    sign: Signer | None = None
     keyed: bool = True
     pid: int = field(default_factory=os.getpid)
     holder: Holder = field(default_factory=this_process)
-    gone: Callable[[Holder], bool] = is_gone
+    gone: Callable[[Holder, float], bool] = is_gone
     version: str = field(default_factory=installed_version)

@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from fleet.continual.signals import Reference, confidence, feature_distance, signals
+from clients.agent.watching import features_of, reference_of
+from fleet.continual.signals import confidence, feature_distance, signals
 from fleet.har.dataset import DataSet, select_labels
 from fleet.har.normalise import Normalisation, fit
 from fleet.har.partition import device_name, pool, split_people
@@ -34,7 +33,6 @@ CHANGES = (*SHIFTS, NEW_USER)
 PIECE = (10, 30)
 BASE_WINDOWS = 3000
 EPOCHS = 4
-FORWARD = 256
 
 Rows = NDArray[np.int64]
 Doubles = NDArray[np.float64]
@@ -146,22 +144,7 @@ class _Model:
         x = self.normalisation.apply(dataset.physical(rows))
         y = dataset.y[rows].astype(np.int64)
         self.network = pretrain(config, x, y, seed=seed, epochs=EPOCHS)
-        logits, features = self.run(x)
-        self.reference = Reference.of(features, logits.argmax(axis=1), len(dataset.labels))
-
-    def run(self, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return logits and penultimate features of normalised windows."""
-        features: list[torch.Tensor] = []
-        head = self.network.head
-        assert isinstance(head, nn.Module)
-        hook = head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
-        with torch.no_grad():
-            parts = [
-                self.network(torch.from_numpy(x[start : start + FORWARD]))
-                for start in range(0, len(x), FORWARD)
-            ]
-        hook.remove()
-        return torch.cat(parts).numpy(), torch.cat(features).numpy()
+        self.reference = reference_of(self.network, x)
 
     def see(self, dataset: DataSet, person: int, shift: str, seed: int) -> Seen:
         """Look at all windows of a person, shifted."""
@@ -170,7 +153,7 @@ class _Model:
         if change is not None:
             name = device_name(person)
             x = change.apply(x, dataset.channels, dataset.rate_hz, seed=seed, device=name)
-        logits, features = self.run(self.normalisation.apply(x))
+        features, logits = features_of(self.network, self.normalisation.apply(x))
         predicted, y = logits.argmax(axis=1), dataset.y[rows]
         distance = feature_distance(features, self.reference, predicted)
         return Seen(

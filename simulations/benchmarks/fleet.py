@@ -142,7 +142,11 @@ def _measured(base: Path, agents: int, folder: Path, rounds: int, windows: int) 
     with Sampler(str(box)) as sampler:
         seen = execute(Command(words, {}), folder, log, TIMEOUT_S)
     if seen.code:
-        raise RoundError("fleet-failed", f"{agents} agents: exit code {seen.code}; see {log}")
+        raise RoundError(
+            "fleet-failed",
+            f"{agents} agents: exit code {seen.code}; see {log}",
+            "Run again with --out FOLDER to have logs and boxes where you want them.",
+        )
     return point_of(agents, cycles_of(box), sampler.samples, (before, os.getloadavg()[0]))
 
 

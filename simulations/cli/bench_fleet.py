@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fleet.errors import InputError
+from fleet.errors import InputError, Interrupted
 from server.control.cli.render import Format, FormatOption, emit, progress_console
 
 if TYPE_CHECKING:
@@ -53,13 +56,30 @@ def fleet(
         text += f"{point.server_cpu_seconds['total']:.2f} s of the server's CPU a round"
         console.print(text, highlight=False)
 
-    with tempfile.TemporaryDirectory(prefix="fb-") as made:  # sockets have short paths
-        folder = (out or Path(made)).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise InputError("out-in-use", f"{out} is not empty", "Choose another --out.")
+    with _folder(out) as folder:
         record = run(sizes, folder, rounds=rounds, windows=windows, on_point=tell)
     emit(record, form, lambda console: _draw(console, record))
+
+
+@contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    """Give the folder of logs and boxes; a temporary one stays where the bench fails."""
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise InputError("out-in-use", f"{out} is not empty", "Choose another --out.")
+        yield out.absolute()
+        return
+    made = Path(tempfile.mkdtemp(prefix="fb-"))  # sockets have short paths
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, made, ignore_errors=True)
+        try:
+            yield made
+        except (Interrupted, KeyboardInterrupt):
+            raise
+        except Exception:
+            stack.pop_all()  # the logs say why
+            raise
 
 
 def _sizes(text: str) -> list[int]:

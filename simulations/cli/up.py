@@ -157,7 +157,7 @@ class _Teller:
 
     def tell(self, told: Told) -> None:
         """Take an event of the supervisor; a fleet that starts and ends as it should is quiet."""
-        if told.event in ("process.ended", "process.killed", "leftover.ended"):
+        if told.event in ("process.ended", "process.killed", "process.stuck", "leftover.ended"):
             self._line(told.line(datetime.now().astimezone()))
 
     def _line(self, text: str) -> None:

@@ -12,13 +12,16 @@ from fleet.continual.growth import carried_release, grown, rebased_release
 from fleet.federate.releases import Release, first_release, load_release, save_release
 from server.store import RunFolder
 
-__all__ = ["Chain", "Place"]
+__all__ = ["FIRST", "Chain", "Place"]
 
 # A release's state is float32 on the wire.
 FLOAT_BYTES = 4
 
 Place = tuple[int, int]
 """Which base of a run, from 0, and which release."""
+
+FIRST: Place = (0, 0)
+"""Where every run, and every device, begins."""
 
 
 class Chain:
@@ -52,7 +55,7 @@ class Chain:
     @property
     def rounds(self) -> RunFolder:
         """Where releases and rounds of the present base are kept."""
-        return RunFolder(self.folder / f"base-{self.number:02d}")
+        return RunFolder(self._base_folder(self.number))
 
     def bench_of(self, number: int) -> Workbench:
         """Return what devices of a base share.
@@ -122,8 +125,11 @@ class Chain:
         return release
 
     def _base_path(self, number: int) -> Path:
-        return self.folder / f"base-{number:02d}" / "base.safetensors"
+        return self._base_folder(number) / "base.safetensors"
 
     def _release_path(self, place: Place) -> Path:
         number, release = place
-        return self.folder / f"base-{number:02d}" / "releases" / f"{release:06d}.safetensors"
+        return self._base_folder(number) / "releases" / f"{release:06d}.safetensors"
+
+    def _base_folder(self, number: int) -> Path:
+        return self.folder / f"base-{number:02d}"

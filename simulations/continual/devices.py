@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from clients.agent.continual import ContinualDevice, DeviceMemory, Labelled
+from clients.agent.continual_memory import arrival_ids
+from clients.agent.continual_private import PrivateWork
 from clients.agent.learner import Learner, Workbench
 from clients.agent.probing import for_probe, set_aside
 from fleet.adapt.base import Base
@@ -21,13 +23,12 @@ from fleet.continual.timeline import Timeline
 from fleet.federate.records import Plan
 from fleet.har.normalise import Normalisation
 from simulations.continual.chain import Place
+from simulations.continual.private import OneByOne, PrivateTraining
 
 __all__ = ["Devices", "Eye", "Seen"]
 
 # A device that was away for longer trains on the last so many periods' labels.
 LARGEST_BACKLOG = 8
-# Ids of windows: so many of a period, at most.
-IDS_PER_PERIOD = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +68,7 @@ class Devices:
         seed: Root of their choices.
         eye: What drift detectors look with; None where nobody watches.
         probing: Whether they set windows aside to judge releases on.
+        private: What trains their private cores.
     """
 
     timeline: Timeline
@@ -75,6 +77,7 @@ class Devices:
     seed: int
     eye: Eye | None = None
     probing: bool = False
+    private: PrivateTraining = field(default_factory=OneByOne)
     each: dict[int, ContinualDevice] = field(default_factory=dict)
     served: dict[int, CoreState] = field(default_factory=dict)
     places: dict[int, Place] = field(default_factory=dict)
@@ -187,10 +190,10 @@ class Devices:
         self, period: int, trained: Sequence[int], plan: Plan | None, state: CoreState
     ) -> None:
         """End a period: devices that trained remember their windows and follow the release."""
+        if plan is not None:
+            self._follow(trained, plan, state)
         for number in trained:
-            device, fresh = self.each[number], self.seen[number].fresh
-            device.follow(plan, state, fresh)
-            device.remember(fresh, period)
+            self.each[number].remember(self.seen[number].fresh, period)
             self.trained_at[number] = period
         self.learners.clear()
         self.seen.clear()
@@ -203,6 +206,21 @@ class Devices:
         """Return what every device remembers."""
         return {number: device.memory for number, device in sorted(self.each.items())}
 
+    def _follow(self, trained: Sequence[int], plan: Plan, state: CoreState) -> None:
+        """Train what is private to devices: together where they have the same network."""
+        shared: dict[int, list[tuple[ContinualDevice, PrivateWork]]] = {}
+        for number in trained:
+            device = self.each[number]
+            work = device.begin_private(plan, state, self.seen[number].fresh)
+            if work is not None:
+                # A device with statistics of its own has a workbench of its own.
+                shared.setdefault(id(device.own_bench), []).append((device, work))
+        for group in shared.values():
+            bench, works = group[0][0].own_bench, [work for _, work in group]
+            found = self.private.train(bench, plan, state, works)
+            for (device, _), core in zip(group, found, strict=True):
+                device.adopt(core)
+
     def _look(self, number: int, period: int) -> Seen:
         since = max(self.trained_at.get(number, -1), period - LARGEST_BACKLOG)
         first = max(0, since + 1 - self.timeline.scenario.label_delay)
@@ -210,17 +228,20 @@ class Devices:
         for arrived in range(first, period + 1):
             if not self.timeline.present(number, arrived):
                 continue
+            known_at = self.timeline.known_at(number, arrived)
+            now = (since < known_at) & (known_at <= period)
+            # Windows are made of recordings, labels become known of a table: look there first.
+            if arrived < period and not now.any():
+                continue
             arrival = self.timeline.arrival(number, arrived, self.normalisation)
-            now = (since < arrival.known_at) & (arrival.known_at <= period)
-            rows = np.flatnonzero(now)
-            x.append(arrival.x[rows])
-            y.append(arrival.y[rows])
-            ids.append(rows.astype(np.int64) + arrived * IDS_PER_PERIOD)
+            sources = self.timeline.rows(number, arrived)
+            x.append(arrival.x[now])
+            y.append(arrival.y[now])
+            ids.append(arrival_ids(sources, arrived)[now])
             if arrived == period:
-                unknown = arrival.known_at > period
+                unknown = known_at > period
                 if self.probing:
-                    every = np.arange(len(unknown), dtype=np.int64) + arrived * IDS_PER_PERIOD
-                    unknown &= ~for_probe(self.each[number].memory, every)
+                    unknown &= ~for_probe(self.each[number].memory, sources)
                 unlabelled = arrival.x[unknown]
         empty = np.zeros((0, *self.timeline.shape), np.float32)
         fresh = Labelled(

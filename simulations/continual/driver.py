@@ -18,13 +18,14 @@ from clients.agent.learner import Learner
 from fleet.adapt.attach import single_thread
 from fleet.adapt.base import Base
 from fleet.config import RunConfig
-from fleet.federate.rule import read_rule
+from fleet.federate.releases import catch_up
+from fleet.federate.rule import MEAN, read_rule
 from fleet.peft.registry import find
 from server import coordinator as c
 from server.app import task_of
 from server.messages import Traffic
 from simulations.cohort.fleet import CohortFleet
-from simulations.continual.chain import Chain
+from simulations.continual.chain import FIRST, Chain
 from simulations.continual.devices import Devices
 from simulations.continual.fleet import period_fleet
 from simulations.continual.judging import Judge
@@ -84,7 +85,8 @@ def run_periods(run: Continual, progress: Progress) -> list[dict[str, Any]]:
         for period in range(len(done), periods):
             record = going.period(period, fleet)
             keep.keep(period, record, run.devices.memories())
-            progress.advance(f"period {period + 1}/{periods} · F1 {record['macro_f1']:.3f}")
+            f1 = "n/a" if record["macro_f1"] is None else f"{record['macro_f1']:.3f}"
+            progress.advance(f"period {period + 1}/{periods} · F1 {f1}")
     return keep.periods()
 
 
@@ -94,9 +96,10 @@ class _Going:
     def __init__(self, run: Continual) -> None:
         self.run, self.devices = run, run.devices
         self.chain = Chain(run.folder, run.base, run.strategy.method or "core")
-        self.judge = Judge(run.devices)
+        self.judge = Judge(run.devices, self.chain)
         self.renewal = Renewal(run.strategy, run.devices)
-        self.trial: dict[str, Any] = {}
+        # What a period's record says beside the rest: of a candidate, or why there was no round.
+        self.said: dict[str, Any] = {}
 
     @property
     def engine(self) -> Engine:
@@ -131,7 +134,7 @@ class _Going:
         if period == 0:
             served["tasks_at_start"] = self.judge.tasks()
         alarms = {n: devices.notice(n, period) for n in devices.serving(period)}
-        self.trial = {}
+        self.said = {}
         trained, labels, traffic = self._learn(period, online, fleet)
         self.renewal.renew(self.chain, self.run.renew)
         traffic.bytes_down += sent + self._catch_up(online)
@@ -149,19 +152,23 @@ class _Going:
             "traffic": asdict(traffic),
             "serving": {str(n): list(at) for n, at in sorted(devices.places.items())},
             "trained_at": {str(n): at for n, at in sorted(devices.trained_at.items())},
-            **self.trial,
+            **self.said,
             **self.renewal.record(),
             **served,
             "cpu_seconds": round(time.process_time() - started, 3),
         }
 
     def _catch_up(self, online: list[int]) -> int:
-        """Bring devices to the release; return the bytes of new frames that this takes."""
+        """Bring devices to the release; return the bytes of it and of new frames that this takes.
+
+        A device comes with the first base, whose release says nothing more.
+        """
         place, bench, sent = self.chain.place, self.chain.bench, 0
+        state, size = self.chain.release.state, catch_up(self.chain.release).array.nbytes
         for number in online:
-            state = self.chain.release.state
-            before = self.devices.places.get(number, place)[0]
-            sent += sum(self.chain.bytes_to(n) for n in range(before + 1, place[0] + 1))
+            before = self.devices.places.get(number, FIRST)
+            sent += sum(self.chain.bytes_to(n) for n in range(before[0] + 1, place[0] + 1))
+            sent += size if before != place else 0
             self.devices.catch_up(number, bench, self.chain.method, state, place)
         return sent
 
@@ -171,28 +178,41 @@ class _Going:
         """Run a period's round; return how many trained, on how many labels, and what was sent."""
         strategy, devices = self.run.strategy, self.devices
         ready = [n for n in online if devices.ready(n, period)] if strategy.method else []
-        labels = sum(len(devices.look(n, period).fresh) for n in ready)
-        if not ready:
-            devices.close(period, [], None, self.chain.release.state)
-            return 0, 0, Traffic()
-        start = self._start(period)
-        if not strategy.shares:
-            self._alone(period, ready, start)
-            devices.close(period, ready, None, self.chain.release.state)
-            return len(ready), labels, Traffic()
-        for number in ready:
-            devices.prepare(number, period, self.chain.release.state)
-        by_name = {devices.each[n].name: n for n in ready}
-        outcome = run_round(start, by_name, fleet)
-        self._publish(outcome, online)
-        self.renewal.measure(ready, period, self.chain.release.state, outcome.traffic)
-        devices.close(period, ready, outcome.plan, self.chain.release.state)
-        return len(outcome.record.accepted), labels, outcome.traffic
+        trained: list[int] = []
+        plan, traffic = None, Traffic()
+        if ready and not strategy.shares:
+            self._alone(period, ready)
+            trained = ready
+        elif ready and self._enough(len(ready)):
+            for number in ready:
+                devices.prepare(number, period, self.chain.release.state)
+            by_name = {devices.each[n].name: n for n in ready}
+            outcome = run_round(self._start(period), by_name, fleet)
+            plan, traffic = outcome.plan, outcome.traffic
+            self._publish(outcome, online)
+            trained = [by_name[name] for name in outcome.learned_from]
+            if trained:
+                self.renewal.measure(trained, period, self.chain.release.state, traffic)
+        labels = sum(len(devices.look(n, period).fresh) for n in trained)
+        # Whoever was not drawn, or whose update was refused, keeps its labels for the next round.
+        devices.close(period, trained, plan, self.chain.release.state)
+        return len(trained), labels, traffic
 
-    def _alone(self, period: int, ready: list[int], start: c.State) -> None:
+    def _enough(self, ready: int) -> bool:
+        """Tell whether a round can open, and say so in the period's record if not."""
+        config = self.run.config
+        wanted = max(config.cohort, read_rule(config.rule).fewest)
+        if ready < wanted:
+            self.said["no_round"] = f"{ready} of the {wanted} devices that a round needs were ready"
+        return ready >= wanted
+
+    def _alone(self, period: int, ready: list[int]) -> None:
         """Let devices train each on its own: what they learn is all private."""
         release = self.chain.release.state
-        _, effects = c.step(start, c.Fleet(0.0, ("nobody",)))
+        start = self._start(period)
+        # A plan for each of them, whatever a round of the fleet would need.
+        alone = replace(start, rules=replace(start.rules, cohort=0, rule=MEAN))
+        _, effects = c.step(alone, c.Fleet(0.0, ("nobody",)))
         push = next(each for each in effects if isinstance(each, c.Push))
         for number in ready:
             learner = self.devices.prepare(number, period, release)
@@ -205,7 +225,7 @@ class _Going:
         candidate, margin, promoted = outcome.release, self.run.strategy.gate, True
         if candidate is not None and margin is not None:
             before = self.chain.release.state
-            promoted, self.trial = tried(
+            promoted, self.said = tried(
                 self.devices, online, before, candidate, margin, outcome.traffic
             )
         self.chain.rounds.publish(outcome.record, candidate, outcome.traffic)

@@ -44,10 +44,6 @@ class ContinualFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def base(self, number: int) -> Path:
-        """Return the folder of a base and its releases."""
-        return self.folder / f"base-{number:02d}"
-
     def periods(self) -> list[dict[str, Any]]:
         """Return the records of all whole periods, in order."""
         paths = sorted((self.folder / "periods").glob("[0-9]*.json"))

@@ -56,7 +56,8 @@ def write_plots(
     learned = [name for name, row in report["strategies"].items() if row["trained_parameters"]]
     shown = learned or list(curves)
     plot_forgetting(report, list(dict.fromkeys([shown[0], shown[-1]])), records, paths[1])
-    for name in shown:
+    # Of a fleet that nobody has ever reached there is nothing to draw.
+    for name in (name for name in shown if any(each["counts"] for each in records[name])):
         paths.append(place / f"fleet-{name}.png")
         plot_fleet(records[name], report["changes"], f"{title} · {name}", paths[-1])
     return paths
@@ -132,7 +133,8 @@ def plot_fleet(records: Records, changes: Sequence[Change], title: str, path: Pa
     """Draw macro-F1 of what each device serves, devices by periods; blank where it is not there.
 
     Args:
-        records: Of all periods, in order; ``alarms`` lists the devices whose detector raised one.
+        records: Of all periods, in order, with a device in one of them at least; ``alarms`` lists
+            the devices whose detector raised one.
         changes: What is marked.
         title: Of the picture.
         path: Where to.

@@ -24,13 +24,19 @@ class Outcome:
         plan: What devices were asked.
         record: The coordinator's record.
         release: The new release; None where the round was abandoned.
-        traffic: Packed arrays both ways.
+        traffic: Packed arrays of the answers. Plans carry the release that the round starts from,
+            which devices hold: the driver counts a release when it brings a device to it.
     """
 
     plan: Plan
     record: c.RoundRecord
     release: Release | None
     traffic: Traffic = field(default_factory=Traffic)
+
+    @property
+    def learned_from(self) -> list[str]:
+        """Devices whose updates are in the release; none where there is no release."""
+        return [str(one["device"]) for one in self.record.accepted] if self.release else []
 
 
 def run_round(start: c.State, devices: Mapping[str, int], fleet: CohortFleet) -> Outcome:
@@ -55,7 +61,6 @@ def run_round(start: c.State, devices: Mapping[str, int], fleet: CohortFleet) ->
         _event(name, answer, traffic) for name, answer in zip(push.devices, answers, strict=True)
     ]
     traffic.messages_down = len(push.devices)
-    traffic.bytes_down = payload.array.nbytes * len(push.devices)
     _, effects = c.step_all(state, events)
     published = next(each for each in effects if isinstance(each, c.Publish))
     return Outcome(push.plan, published.record, published.release, traffic)

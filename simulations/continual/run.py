@@ -19,6 +19,7 @@ from fleet.continual.scenario import Scenario
 from fleet.errors import InputError, StorageError
 from fleet.federate.rule import read_rule
 from fleet.files import write_json
+from server.events import too_few_for
 from server.store import read_json
 from simulations.continual.driver import run_periods
 from simulations.continual.plots import write_plots
@@ -97,7 +98,7 @@ def open_run(run: ScenarioRun) -> ScenarioRun:
 
     Raises:
         InputError: ``out-in-use``, ``unknown-strategy``, ``continual-options``, ``strategies``,
-            ``scenario-engine``, ``scenario-rule``.
+            ``scenario-engine``, ``scenario-rule``, ``scenario-cohort``, ``rule-above-cohort``.
     """
     if (run.folder / "run.json").exists():
         raise InputError(
@@ -126,8 +127,24 @@ def open_run(run: ScenarioRun) -> ScenarioRun:
             "each for itself: bases may change between them",
             "Choose mean, clip, median, trimmed, krum or multikrum.",
         )
-    run.chosen()
+    _check_rounds(run)
     return run
+
+
+def _check_rounds(run: ScenarioRun) -> None:
+    """Refuse a run in which no round could ever open."""
+    devices, cohort = run.scenario.devices, run.config.cohort
+    if not any(one.method and one.shares for one in run.chosen()):
+        return
+    if cohort > devices:
+        raise InputError(
+            "scenario-cohort",
+            f"a round of {cohort} devices never opens in a scenario of {devices}",
+            "Lower --cohort, or leave it out for all that are there.",
+        )
+    rule, asked = read_rule(run.config.rule), cohort or devices
+    if asked < rule.fewest:
+        raise too_few_for(rule, asked, "a round")
 
 
 def resumed(folder: Path, workers: int) -> ScenarioRun:

@@ -17,6 +17,7 @@ from fleet.peft.registry import find
 from server.prepare import normalisation_of, reframe, renewed_frames, train_base
 from simulations.continual.devices import Devices, Eye
 from simulations.continual.driver import Continual
+from simulations.continual.private import Together
 from simulations.continual.strategies import Strategy
 from simulations.engines import Engine
 
@@ -86,6 +87,8 @@ class Setting:
             rate = find(strategy.method or "core").default_rate
         folder = self.folder / strategy.name
         devices.probing = strategy.gate is not None and strategy.shares
+        if engine is Engine.cohort:
+            devices.private = Together()
 
         def renew(moved: Base) -> Base:
             return renewed_frames(moved, self.population, seed=self.config.seed)

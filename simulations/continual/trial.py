@@ -27,7 +27,8 @@ def tried(
 
     Args:
         devices: The run's.
-        online: Those that are asked; each gets the candidate and sends two confusion counts.
+        online: Those that are asked; each gets the candidate and sends two confusion counts. What
+            is promoted is followed by all of them, and its bytes are counted there.
         before: State of the release that is served.
         candidate: What the round made.
         margin: By how much it may be worse.
@@ -39,9 +40,10 @@ def tried(
     own = [number for number in online if devices.each[number].memory.probe is not None]
     old = [devices.probe_counts(number, before) for number in own]
     new = [devices.probe_counts(number, candidate.state) for number in own]
-    traffic.bytes_down += len(own) * catch_up(candidate).array.nbytes
     traffic.bytes_up += sum(table.nbytes for table in (*old, *new))
     found = verdict(old, new, margin=margin)
+    if not found.promoted:
+        traffic.bytes_down += len(own) * catch_up(candidate).array.nbytes
     return found.promoted, {
         "candidate": {
             "release": [candidate.number, candidate.digest],

@@ -11,9 +11,9 @@ from clients import bridge
 from fleet.adapt.network import folded_network
 from fleet.errors import RoundError
 from fleet.federate.admission import Reason
-from fleet.federate.proof import proof_of
+from fleet.federate.proof import plan_signer, proof_of
 from fleet.federate.releases import Release, first_release
-from fleet.federate.signing import make_key, public_keys, public_of, sign
+from fleet.federate.signing import make_key, public_keys, public_of
 from fleet.federate.wire import decode_plan
 from fleet.peft.core import core
 from server import coordinator as c
@@ -21,6 +21,7 @@ from server.app import task_of
 from server.flower import wire_bytes
 from server.messages import content_of, payload_of
 from server.rounds import Shell
+from server.signing import Signer
 from simulations.inprocess import InProcessGrid
 from tests.server.running import (
     CLASSES,
@@ -53,7 +54,7 @@ def test_a_run_with_a_key_proves_whose_every_plan_and_release_is(setting: Settin
     task = task_of(setting.make_config(), setting.base, core, RATE)
     start = first_release(setting.base, "core", task.layout)
     kept, grid = Kept(), setting.grid()
-    shell = Shell(grid, grid.clock, grid.wait, kept, "core", sign=lambda r: sign(r, key))
+    shell = Shell(grid, grid.clock, grid.wait, kept, "core", sign=Signer(key))
     known = [start, *kept.releases]
 
     def look(messages: Iterable[Message]) -> Iterable[str]:
@@ -68,6 +69,7 @@ def test_a_run_with_a_key_proves_whose_every_plan_and_release_is(setting: Settin
             proof = proof_of(payload.config)
             assert proof is not None
             assert proof.signer(next(r for r in known if r.number == number), keys)
+            assert bool(plan_signer(payload.config, keys)) is (kind == "train")
             proven.setdefault(kind, set()).add(int(str(number)))
         return push(messages)
 

@@ -19,6 +19,8 @@ from clients.agent.answering.trust import Trust
 from clients.agent.answering.world import World
 from clients.agent.config import DECISIONS_FILE, DeviceConfig
 from clients.agent.decisions import DecisionLog
+from clients.agent.drifting.showing import tally
+from clients.agent.drifting.watcher import Watcher
 from clients.agent.learner import Learner, judged, metrics_of, opened, workbench
 from clients.agent.serving.kept import KeptRelease
 from clients.link.records import STOPPING, Answer, Metrics, Request
@@ -27,13 +29,18 @@ from fleet.federate.records import DeviceStatus, Plan
 from fleet.federate.wire import Payload, decode_plan
 from fleet.measure.f1 import macro_f1_present
 
-__all__ = ["LONGEST_TRAINING_S", "NOTHING_TO_LEARN", "Agent"]
+__all__ = ["ASIDE", "LONGEST_TRAINING_S", "NOTHING_TO_LEARN", "Agent"]
 
 LONGEST_TRAINING_S = 24 * 3600.0
 """However long a plan's time is, a device is not at it for longer."""
 WAIT_STEP_S = 0.5
 """How often whoever waits looks whether the agent ends."""
 NOTHING_TO_LEARN = "no labelled windows to train on"
+ASIDE = "its private core"
+"""What the agent is at when it works for nobody's message."""
+LOOK = "a look for drift"
+MOST_STEPS = 64
+"""Steps of one look for drift; what is left waits for the next."""
 
 
 class Agent:
@@ -43,6 +50,9 @@ class Agent:
         held: What is durable of the device.
         config: Reads the device's configuration, which its owner may change at any time.
         world: Clocks, sensors, and the wish to stop.
+
+    Attributes:
+        idle: Set each time that the work for a message has ended; whoever waits for it clears it.
     """
 
     def __init__(self, held: Held, config: Callable[[], DeviceConfig], world: World) -> None:
@@ -51,6 +61,9 @@ class Agent:
         self._world = world
         self._work = threading.Lock()
         self._doing = ""
+        self._waiting = 0
+        self._queue = threading.Lock()
+        self.idle = threading.Event()
         self.name = config().name
         # Made now and not in a message's thread: torch.fx patches modules while it traces them.
         self._bench = workbench(held.serving.held.base)
@@ -58,6 +71,7 @@ class Agent:
         self.releases = Releases(held.serving, held.store, world.say, self.trust.check)
         log = DecisionLog(held.state / DECISIONS_FILE)
         self.training = Training(held.store, config, log, world)
+        self._watcher = Watcher(held.store, self._bench, config, world)
 
     @property
     def doing(self) -> str:
@@ -99,6 +113,24 @@ class Agent:
         """
         return self._work.acquire(timeout=limit_s)
 
+    @property
+    def wanted(self) -> bool:
+        """Whether a message waits for the work under way to end."""
+        return self._waiting > 0
+
+    @contextmanager
+    def aside(self, what: str = ASIDE) -> Iterator[bool]:
+        """Work alone at nobody's message, or give False; whoever works here looks at `wanted`."""
+        if self.wanted or not self._work.acquire(blocking=False):
+            yield False
+            return
+        self._doing = what
+        try:
+            yield True
+        finally:
+            self._doing = ""
+            self._work.release()
+
     def finish(self) -> None:
         """Serve what was wanted when the agent was cut off, unless it is at other work.
 
@@ -109,11 +141,26 @@ class Agent:
         with self._alone("a release", self._world.cadence.busy_s):
             self.releases.finish()
 
+    def watch(self) -> None:
+        """Show the drift detectors what has come since the last look, unless there is other work.
+
+        A message waits for one step at most: the agent gives way between two.
+
+        Raises:
+            StorageError: A step was not kept; the next look does it again.
+        """
+        for _ in range(MOST_STEPS):
+            with self.aside(LOOK) as free:
+                if not free or self._world.stopping.is_set() or not self._watcher.step():
+                    return
+
     def status(self) -> Payload:
         """Say who the device is, what it can train on and what it serves."""
         base = self._bench.base
         train, held_out = counted(self._held.store.windows.counts(), base.record)
         served = self._held.serving.served
+        watches = self._config().drift.watch
+        alarms, age_s = tally(self._held.store, self._world.now()) if watches else (0, -1)
         status = DeviceStatus(
             device=self.name,
             train_windows=train,
@@ -122,6 +169,8 @@ class Agent:
             serves=served.digest if served else "",
             release=served.number if served else -1,
             version=self._held.version,
+            alarms=alarms,
+            alarm_age_s=age_s,
         )
         return values_only(status.model_dump(mode="json"))
 
@@ -183,7 +232,9 @@ class Agent:
     @contextmanager
     def _alone(self, what: str, limit_s: float) -> Iterator[None]:
         """Work alone; a message for what is being done anyway waits for its end."""
-        wait_s = limit_s if self._doing == what else min(limit_s, self._world.cadence.busy_s)
+        # Work aside ends by itself once somebody waits.
+        patient = self._doing in (what, ASIDE, LOOK)
+        wait_s = limit_s if patient else min(limit_s, self._world.cadence.busy_s)
         if not self._taken(wait_s):
             raise RoundError("agent-busy", f"not now, because the agent is at {self._doing}")
         self._doing = what
@@ -192,6 +243,7 @@ class Agent:
         finally:
             self._doing = ""
             self._work.release()
+            self.idle.set()
 
     def _taken(self, wait_s: float) -> bool:
         """Wait for the end of other work; tells whether it came.
@@ -199,6 +251,17 @@ class Agent:
         Raises:
             RoundError: ``agent-stopping``: the process cannot end while a thread waits here.
         """
+        self._queued(1)
+        try:
+            return self._waited(wait_s)
+        finally:
+            self._queued(-1)
+
+    def _queued(self, change: int) -> None:
+        with self._queue:
+            self._waiting += change
+
+    def _waited(self, wait_s: float) -> bool:
         while True:
             step_s = min(max(0.0, wait_s), WAIT_STEP_S)
             if self._work.acquire(timeout=step_s):

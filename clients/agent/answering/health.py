@@ -10,9 +10,11 @@ import numpy as np
 
 from clients.agent.answering.held import Held
 from clients.agent.answering.releases import OUTCOME
-from clients.agent.answering.trust import REFUSED
 from clients.agent.answering.world import World
+from clients.agent.drifting.showing import tally
+from clients.agent.pinned import REFUSED
 from clients.agent.power.readings import QUANTITIES
+from clients.agent.private.summary import flat
 from fleet.federate.wire import Payload, Scalar
 
 __all__ = ["health_of", "values_only"]
@@ -31,6 +33,7 @@ def health_of(held: Held, world: World, doing: str) -> Payload:
     outcome = held.store.state.get(OUTCOME) or {}
     refused = held.store.state.get(REFUSED) or {}
     entries = held.store.journal.entries(newest=1)
+    alarms, alarm_age_s = tally(held.store, world.now())
     known: dict[str, Any] = {name: getattr(readings, name) for name in QUANTITIES}
     known |= {
         "at-s": world.now(),
@@ -42,9 +45,13 @@ def health_of(held: Held, world: World, doing: str) -> Payload:
         "release-detail": outcome.get("detail"),
         "release-refused": refused.get("reason"),
         "release-refused-detail": refused.get("detail"),
+        "release-refused-at-s": refused.get("at_s"),
         "last-training": entries[-1].event if entries else None,
         "windows": sum(counts.values()),
         "labelled": sum(n for (_, label), n in counts.items() if label is not None),
+        "drift-alarms": alarms or None,
+        "drift-age-s": alarm_age_s if alarm_age_s >= 0 else None,
+        **flat(held.store, held.serving.folder),
         "waiting-updates": len(held.store.outbox.waiting()),
         "store-bytes": held.store.windows.bytes(),
         "disk-free-bytes": shutil.disk_usage(held.state).free,

@@ -15,7 +15,15 @@ from clients.agent.store.records import Loaded, Split
 from fleet.adapt.base import BaseRecord
 from fleet.adapt.digest import digest_arrays
 
-__all__ = ["LARGEST_HELD_OUT", "LARGEST_TRAINING", "Labelled", "counted", "labelled", "probe_of"]
+__all__ = [
+    "LARGEST_HELD_OUT",
+    "LARGEST_TRAINING",
+    "Labelled",
+    "counted",
+    "labelled",
+    "probe_of",
+    "raw_training",
+]
 
 LARGEST_TRAINING = 16_384
 """Windows that one training takes, the newest; bounds time and memory."""
@@ -54,6 +62,20 @@ def labelled(store: Store, about: BaseRecord) -> Labelled:
     digest = digest_arrays({"ids": train.ids, "labels": train_y})
     windows = Windows(apply(train.x), train_y, apply(test.x), test_y)
     return Labelled(windows, people, digest, foreign)
+
+
+def raw_training(
+    store: Store, about: BaseRecord, newest: int = LARGEST_TRAINING
+) -> tuple[Loaded, NDArray[np.int64]]:
+    """Load the labelled windows that train, in the base's units, and their classes ``(n,)`` int64.
+
+    Args:
+        store: The device's store.
+        about: The base's classes and shape.
+        newest: Most windows.
+    """
+    found, classes, _ = _side(store, about, "train", newest)
+    return found, classes
 
 
 def probe_of(store: Store, about: BaseRecord, margin: float = MARGIN) -> Probe | None:

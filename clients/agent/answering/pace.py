@@ -9,6 +9,7 @@ from clients.agent.answering.packing import pack_progress
 from clients.agent.answering.world import World
 from clients.agent.policy import Decision
 from clients.agent.store import Store
+from clients.agent.store.checkpoints import Checkpoints
 from clients.agent.store.forget import FORGETS
 from clients.link.records import STOPPING
 from fleet.adapt.train import Progress
@@ -46,13 +47,20 @@ class Pace:
         store: Where checkpoints go.
         world: Clocks and the wish to stop.
         look: Reads the sensors and decides anew whether the device may train.
+        checkpoints: Where checkpoints go; None for the store's of plans.
     """
 
     def __init__(
-        self, errand: Errand, store: Store, world: World, look: Callable[[], Decision]
+        self,
+        errand: Errand,
+        store: Store,
+        world: World,
+        look: Callable[[], Decision],
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self._errand = errand
         self._store = store
+        self._checkpoints = store.checkpoints if checkpoints is None else checkpoints
         self._world = world
         self._look = look
         self._began = world.monotonic()
@@ -72,7 +80,7 @@ class Pace:
         """
         now = self._world.monotonic()
         if self._world.stopping.is_set():
-            self._save(snapshot)
+            self.save(snapshot)
             raise RoundError(STOPPING, f"the agent ends after step {steps}; it will go on")
         if now >= self._errand.until:
             raise RoundError("over-time", f"the plan's time was over after step {steps}")
@@ -88,14 +96,20 @@ class Pace:
                 raise RoundError(decision.reasons[0].value, f"{reasons}, after step {steps}")
         if now - self._saved >= self._world.cadence.checkpoint_s:
             self._saved = now
-            self._save(snapshot)
+            self.save(snapshot)
 
-    def _save(self, snapshot: Callable[[], Progress]) -> None:
+    def save(self, snapshot: Callable[[], Progress]) -> None:
+        """Keep a checkpoint now.
+
+        Raises:
+            RoundError: ``person-forgotten``.
+            StorageError: It could not be kept.
+        """
         errand = self._errand
         content = pack_progress(snapshot())
         with self._store.transaction():
             check_known(self._store, errand)
-            self._store.checkpoints.put(errand.plan, errand.windows, content, errand.people)
+            self._checkpoints.put(errand.plan, errand.windows, content, errand.people)
 
 
 def forgets_of(store: Store) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from clients.agent.answering.labelled import Labelled, labelled
@@ -24,8 +24,9 @@ from clients.agent.answering.packing import (
 from clients.agent.answering.world import World
 from clients.agent.config import DeviceConfig
 from clients.agent.decisions import DecisionLog
+from clients.agent.drifting.participation import changed_s, rounds_left, spend
 from clients.agent.learner import Learner, Residual
-from clients.agent.policy import Decision, may_train
+from clients.agent.policy import Decision, Refusal, may_train
 from clients.agent.store import Store
 from clients.link.records import STOPPING
 from fleet.adapt.base import Base
@@ -35,9 +36,11 @@ from fleet.errors import FleetError, RoundError, StorageError
 from fleet.federate.records import Plan
 from fleet.federate.wire import Payload
 
-__all__ = ["Training"]
+__all__ = ["RECIPE", "Training"]
 
 MARKS = "training.marks"
+RECIPE = "training.recipe"
+"""Key of the state: the last plan that was answered, as JSON."""
 TODAY = "training.today"
 
 
@@ -82,6 +85,8 @@ class Training:
             self._world.read(),
             new_labels=self._store.labels.since(self._oldest_mark()),
             trained_today_s=self._trained_today_s(),
+            rounds_left=rounds_left(self._store, self._config().drift),
+            changed_s=changed_s(self._store),
         )
         decision = may_train(self._config().policy, readings, self._world.local(), self._last)
         self._last = decision
@@ -131,13 +136,13 @@ class Training:
         detail = {"windows": len(found.windows.train_y), "from_step": resume.steps if resume else 0}
         self._store.journal.add(plan.id, plan.round, "started", people, detail)
         self._world.say("training.started", plan=plan.id, round=plan.round, **detail)
-        budget_s = self._budget_s(config)
+        budget_s = self.budget_s()
         errand = Errand(plan.id, found.digest, found.people, forgets, until, budget_s)
         pace = Pace(errand, self._store, self._world, self.decide)
         try:
             delta, result = learner.train(plan, state, resume=resume, after_step=pace)
         finally:
-            self._add_seconds(pace.seconds)
+            self.spend(pace.seconds)
         answer, lost = learner.encode_with(plan, delta, result, self._residual(plan, delta))
         self._finish(plan, (answer, lost), errand, marks, {"seconds": round(pace.seconds, 3)})
         self._world.say("training.finished", plan=plan.id, round=plan.round, steps=result.steps)
@@ -159,8 +164,10 @@ class Training:
                 self._store.residuals.put(_space(plan), pack_residual(answer[1]), people)
             self._store.checkpoints.clear()
             self._store.journal.add(plan.id, plan.round, "finished", people, detail)
+            self._store.state.put(RECIPE, plan.model_dump(mode="json"))
             kept = [list(marks), *self._marks()][: self._config().policy.label_rounds]
             self._store.state.put(MARKS, kept)
+            spend(self._store, self._config().drift, self._world.now())
 
     def _residual(self, plan: Plan, delta: CoreState) -> Residual | None:
         """Return what compression lost of the updates before; None for nothing that fits."""
@@ -199,15 +206,17 @@ class Training:
         window, statement = marks[self._config().policy.label_rounds - 1]
         return window, statement
 
-    def _budget_s(self, config: DeviceConfig) -> float:
-        limit = config.policy.max_training_s_per_day
+    def budget_s(self) -> float:
+        """Return the seconds that the policy leaves for today; infinite without a limit."""
+        limit = self._config().policy.max_training_s_per_day
         return max(0.0, limit - self._trained_today_s()) if limit else math.inf
 
     def _trained_today_s(self) -> float:
         found = self._store.state.get(TODAY, {})
         return float(found["seconds"]) if found.get("day") == _day(self._world.local()) else 0.0
 
-    def _add_seconds(self, seconds: float) -> None:
+    def spend(self, seconds: float) -> None:
+        """Count seconds of training to today's."""
         today = {"day": _day(self._world.local()), "seconds": self._trained_today_s() + seconds}
         self._note_state(TODAY, today)
 
@@ -238,7 +247,16 @@ def _space(plan: Plan) -> str:
 
 def _refused(decision: Decision) -> RoundError:
     reasons = ", ".join(reason.value for reason in decision.reasons)
-    return RoundError(decision.reasons[0].value, f"not now, because the policy says: {reasons}")
+    text = f"not now, because the policy says: {reasons}"
+    if Refusal.NO_DRIFT in decision.reasons:
+        text += f" (nothing changed since {_when(decision.readings.changed_s)})"
+    return RoundError(decision.reasons[0].value, text)
+
+
+def _when(at_s: float | None) -> str:
+    if at_s is None:
+        return "the device joined"
+    return datetime.fromtimestamp(at_s, timezone.utc).isoformat(timespec="minutes")
 
 
 def _least(one: int, other: int) -> int:

@@ -1,7 +1,8 @@
 """Trust: only releases that a pinned key signed are trained from, judged or served.
 
 Laws (tests/clients/agent/answering/test_trust.py): with a key pinned, a flipped bit of signature,
-key, content, number or parent is refused, and nothing of it is kept; what was verified once is
+key, content, number or parent is refused, and nothing of it is kept; so is any other field of a
+plan, which has a signature of its own; what was verified once is
 taken again without a signature, also after a restart; without a key everything is as it comes.
 """
 
@@ -14,17 +15,16 @@ from typing import Any
 from clients.agent.answering.held import Held
 from clients.agent.answering.world import World
 from clients.agent.config import DeviceConfig
-from clients.agent.pinned import COUNTED, pinned_keys
+from clients.agent.pinned import COUNTED, REFUSED, pinned_keys
 from clients.agent.serving.kept import KeptRelease
 from fleet.errors import FleetError, MismatchError, StorageError
-from fleet.federate.proof import Proof, proof_of
+from fleet.federate.proof import Proof, plan_signer, proof_of
 from fleet.federate.releases import Release
 
-__all__ = ["BAD", "REFUSED", "UNSIGNED", "Trust"]
+__all__ = ["BAD", "BAD_PLAN", "UNSIGNED", "UNSIGNED_PLAN", "Trust"]
 
 UNSIGNED, BAD = "unsigned-release", "bad-signature"
-REFUSED = "release.refused"
-"""What is kept of the last refusal: number, reason, detail and when."""
+UNSIGNED_PLAN, BAD_PLAN = "unsigned-plan", "bad-plan-signature"
 
 
 class Trust:
@@ -58,30 +58,33 @@ class Trust:
             The release with what is known of it now; as it came where no key is pinned.
 
         Raises:
-            MismatchError: ``unsigned-release``, ``bad-signature`` or ``signature-format``.
+            MismatchError: ``unsigned-release``, ``bad-signature`` or ``signature-format``; of a
+                plan ``unsigned-plan`` or ``bad-plan-signature`` as well.
             InputError: ``release-key-missing`` or ``release-key`` when none can be verified.
         """
-        return self._told(release, lambda keys: self._verified(release, proof_of(message), keys))
+        try:
+            keys = pinned_keys(self._config(), self._held.state)
+            known = self._verified(release, proof_of(message), keys) if keys else release
+            if keys and "plan" in message:
+                _check_plan(message, keys)
+        except FleetError as error:
+            self._refused(release, error)
+            raise
+        self._taken()
+        return known
 
     def check(self, release: KeptRelease) -> None:
-        """Refuse a release of the store that no key signed which is pinned now.
+        """Refuse a release as the store gave it, unless a key signed it which is pinned now.
+
+        Nobody sent it, so nothing is counted: it is asked again and again while it is wanted.
 
         Raises:
             MismatchError: ``unsigned-release``.
             InputError: As :meth:`vouch`.
         """
-        self._told(release, lambda keys: self._verified(release, None, keys))
-
-    def _told(
-        self, release: KeptRelease, verify: Callable[[Mapping[str, bytes]], KeptRelease]
-    ) -> KeptRelease:
-        """Verify, and count and keep a refusal."""
-        try:
-            keys = pinned_keys(self._config(), self._held.state)
-            return verify(keys) if keys else release
-        except FleetError as error:
-            self._refused(release, error)
-            raise
+        keys = pinned_keys(self._config(), self._held.state)
+        if keys and release.moved and release.signed_by not in keys:
+            raise _unsigned(release, keys)
 
     def _verified(
         self, release: KeptRelease, proof: Proof | None, keys: Mapping[str, bytes]
@@ -92,12 +95,7 @@ class Trust:
             stored = self._held.serving.stored(release)
             if stored is not None and stored.signed_by in keys:
                 return stored
-            raise MismatchError(
-                UNSIGNED,
-                f"release {release.number} came without a signature, and this device serves what "
-                f"{_names(keys)} signed",
-                "Upgrade the server if it is older than signatures, and give it a release-key.",
-            )
+            raise _unsigned(release, keys)
         # Of all that names a release only the parent is taken on trust; a wrong one fails, too.
         named = Release(
             release.number,
@@ -117,6 +115,15 @@ class Trust:
             )
         return replace(release, published=named.digest, signed_by=signer)
 
+    def _taken(self) -> None:
+        """Forget the last refusal: what came after it was taken."""
+        state = self._held.store.state
+        try:
+            if state.get(REFUSED) is not None:
+                state.put(REFUSED, None)
+        except StorageError as full:  # it is taken all the same
+            self._world.say("store.refused", reason=full.code, detail=full.message)
+
     def _refused(self, release: KeptRelease, error: FleetError) -> None:
         record = {
             "number": release.number,
@@ -132,6 +139,31 @@ class Trust:
                 store.state.put(REFUSED, record)
         except StorageError as full:  # it is refused all the same
             self._world.say("store.refused", reason=full.code, detail=full.message)
+
+
+def _unsigned(release: KeptRelease, keys: Mapping[str, bytes]) -> MismatchError:
+    return MismatchError(
+        UNSIGNED,
+        f"release {release.number} came without a signature, and this device serves what "
+        f"{_names(keys)} signed",
+        "Upgrade the server if it is older than signatures, and give it a release-key.",
+    )
+
+
+def _check_plan(message: Mapping[str, Any], keys: Mapping[str, bytes]) -> None:
+    signer = plan_signer(message, keys)
+    if signer is None:
+        raise MismatchError(
+            UNSIGNED_PLAN,
+            f"a plan came without a signature, and this device trains by plans of {_names(keys)}",
+            "Upgrade the server if it is older than signed plans, and give it a release-key.",
+        )
+    if not signer:
+        raise MismatchError(
+            BAD_PLAN,
+            f"the signature of a plan is not of this plan by {_names(keys)}",
+            "If the server's key was changed: fleet-device trust release-key.pub",
+        )
 
 
 def _names(keys: Mapping[str, bytes]) -> str:

@@ -30,11 +30,13 @@ class Cadence:
         checkpoint_s: Seconds between two checkpoints; a killed training repeats at most these.
         look_s: Seconds between two looks at the sensors.
         busy_s: How long a message waits for other work to end before it is told "not now".
+        private_s: How often the device looks whether its private core has something to learn.
     """
 
     checkpoint_s: float = 10.0
     look_s: float = 60.0
     busy_s: float = 5.0
+    private_s: float = 30.0
 
 
 @dataclass(frozen=True)

@@ -77,11 +77,12 @@ def forget(
     state: StateOption = DEFAULT_STATE,
     format: FormatOption = Format.table,
 ) -> None:
-    """Delete a person's windows, labels, replay and journal, and say what the server still holds.
+    """Delete a person's windows, labels, replay, journal, and a private core that learned of them.
 
     End an ingest of theirs first: one that runs holds their last seconds and brings more windows.
-    Counts stay, since they name nobody. Updates that the server has already are listed: only its
-    operator can act on them.
+    Counts stay, since they name nobody. Where the private core was served, the fleet's release
+    answers at once. Updates that the server has already are listed: only its operator can act on
+    them.
     """
     if not yes:
         raise InputError(
@@ -89,8 +90,11 @@ def forget(
             f"forgetting {person!r} cannot be taken back, so it needs a confirmation",
             f"fleet-device forget {person} --yes",
         )
-    with opened(state.expanduser()) as store:
-        done = store.forget(person)
+    from clients.agent.private.removing import forget as forget_everywhere
+
+    folder = state.expanduser()
+    with opened(folder) as store:
+        done = forget_everywhere(folder, store, person)
     held = [{"plan": plan, "round": number} for plan, number in done.server_holds]
     data = {
         "person": person,

@@ -41,7 +41,8 @@ def status(state: StateOption = DEFAULT_STATE, form: FormatOption = Format.table
         "run": standing(state),
         "served": _served(state),
         "releases": _trusted(config, state),
-        "store": _counts(state),
+        "personal": _personal(config, state),
+        "store": _counts(config, state),
         "last_decision": DecisionLog(state / DECISIONS_FILE).last(),
     }
     emit(data, form, lambda console: _show_status(console, data))
@@ -103,16 +104,47 @@ def _served(state: Path) -> dict[str, Any] | None:
 
 def _trusted(config: DeviceConfig, state: Path) -> dict[str, Any]:
     try:
-        return {"keys": list(pinned_keys(config, state)), "problem": None}
+        keys = list(pinned_keys(config, state))
     except FleetError as error:
-        return {"keys": [], "problem": error.message}
+        return {"keys": [], "problem": error.message, "unsigned": None}
+    return {"keys": keys, "problem": None, "unsigned": _unsigned(state, keys)}
 
 
-def _counts(state: Path) -> dict[str, Any] | None:
+def _unsigned(state: Path, keys: list[str]) -> int | None:
+    """Return the served release's number where none of the keys signed it."""
+    from clients.agent.doctor.integrity import SERVING, present
+
+    if not present(SERVING):
+        return None
+    from clients.agent.serving.signer import served_unsigned
+
+    return served_unsigned(state, keys)
+
+
+def _personal(config: DeviceConfig, state: Path) -> dict[str, Any] | None:
     from clients.agent.doctor.integrity import STORE, present
 
     if not present(STORE):
         return None
+    from clients.agent.private.summary import standing as personal_standing
+    from clients.agent.serving.folder import ModelFolder
+    from clients.agent.store.store import FILE_NAME, open_reader
+
+    if not (state / FILE_NAME).is_file():
+        return None
+    try:
+        with open_reader(state, clock=time.time) as store:
+            return personal_standing(store, ModelFolder(state), config.personal.on)
+    except FleetError:  # the row of the store says what is wrong
+        return None
+
+
+def _counts(config: DeviceConfig, state: Path) -> dict[str, Any] | None:
+    from clients.agent.doctor.integrity import STORE, present
+
+    if not present(STORE):
+        return None
+    from clients.agent.drifting.showing import shown
     from clients.agent.store.store import FILE_NAME, open_reader
 
     if not (state / FILE_NAME).is_file():
@@ -130,6 +162,7 @@ def _counts(state: Path) -> dict[str, Any] | None:
                 },
                 "bytes": store.windows.bytes(),
                 "counters": store.counters.all(),
+                "drift": shown(store, config.drift, time.time()),
             }
     except FleetError as error:
         return {"problem": error.message}
@@ -144,12 +177,22 @@ def _show_status(console: Console, data: dict[str, Any]) -> None:
         "running": standing_line(data["run"], PROGRAM),
         "key": "there" if data["has_key"] else "none: fleet-device init",
         "serves": f"release {served['number']}, {served['digest'][:12]}…" if served else "nothing",
+        "private core": _personal_line(data["personal"]),
         "release key": _trust_line(data["releases"], store),
         "store": _store_line(store),
+        "drift": _drift_line(store),
         "last decision": _decision_line(last),
     }
     for key, value in rows.items():
         console.print(f"{key:<14} {value}", markup=False, soft_wrap=True)
+
+
+def _personal_line(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "none yet"
+    from clients.agent.private.summary import line
+
+    return line(found)
 
 
 def _trust_line(found: dict[str, Any], store: dict[str, Any] | None) -> str:
@@ -157,6 +200,9 @@ def _trust_line(found: dict[str, Any], store: dict[str, Any] | None) -> str:
         line = f"no release is taken: {found['problem']}"
     else:
         line = " or ".join(found["keys"]) or "none: releases are not verified"
+    if found["unsigned"] is not None:
+        line += f"; release {found['unsigned']}, which is served, was signed by none of them"
+        line += " (see: fleet-device doctor)"
     refused = refusals_of((store or {}).get("counters", {}))
     told = ", ".join(f"{reason} {count}" for reason, count in refused.items())
     return f"{line}; refused so far: {told}" if told else line
@@ -168,6 +214,14 @@ def _store_line(store: dict[str, Any] | None) -> str:
     if "problem" in store:
         return str(store["problem"])
     return f"{store['windows']} windows, {store['labelled']} with a label, {store['bytes']} bytes"
+
+
+def _drift_line(store: dict[str, Any] | None) -> str:
+    if store is None or "drift" not in store:
+        return "nothing yet"
+    from clients.agent.drifting.showing import line_of
+
+    return line_of(store["drift"])
 
 
 def _decision_line(last: dict[str, Any] | None) -> str:

@@ -77,6 +77,8 @@ def infer(
                 line["start_s"] = round(start / model.about.rate_hz, 6)
             line |= {"label": label, "probability": _rounded(row.max())}
             line["release"] = model.served.number
+            if model.personal:
+                line["personal"] = True
             if every:
                 pairs = zip(model.about.labels, row, strict=True)
                 line["probabilities"] = {name: _rounded(value) for name, value in pairs}

@@ -41,6 +41,7 @@ class Verb:
 
 COMMANDS: Mapping[str, Verb] = {
     "doctor": Verb("clients.agent.cli.health:doctor", "Check the device; each problem with a fix."),
+    "drift": Verb("clients.agent.cli.drift:drift", "Show what drift detectors have seen."),
     "enroll": Verb("clients.agent.cli.setup:enroll", "Print what the operator registers."),
     "export": Verb("clients.agent.cli.model:export", "Write the served model as ONNX."),
     "forget": Verb("clients.agent.cli.data:forget", "Delete what is kept of a person."),
@@ -51,6 +52,9 @@ COMMANDS: Mapping[str, Verb] = {
         "clients.agent.cli.setup:install_service", "Write the systemd units, or print them."
     ),
     "label": Verb("clients.agent.cli.data:label", "Say what a person did, by time or by window."),
+    "personal": Verb(
+        "clients.agent.cli.personal:personal", "Show, turn on or off, or drop the private core."
+    ),
     "release": Verb("clients.agent.cli.model:release", "List, use and verify releases."),
     "run": Verb(
         "clients.agent.cli.run:run", "Run the agent and its SuperNode, and keep them running."

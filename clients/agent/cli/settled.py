@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from clients.agent.config import (
     render_config,
     save_config,
 )
-from clients.agent.pinned import pin, pinned_keys
+from clients.agent.pinned import pin, pinned_keys, write_keys
 from fleet.errors import InputError
 
-__all__ = ["DEFAULT_PORT", "name_of", "pinned", "settled", "wanted_config"]
+__all__ = ["DEFAULT_PORT", "name_of", "settled", "wanted_config"]
 
 DEFAULT_PORT: int = DeviceConfig.model_fields["supernode_port"].default
 
@@ -53,15 +54,25 @@ def wanted_config(
     return parse_config(render_config(made), "the command line")
 
 
-def settled(wanted: DeviceConfig, state: Path) -> DeviceConfig:
+def settled(wanted: DeviceConfig, keys: Mapping[str, bytes] | None, state: Path) -> DeviceConfig:
     """Write the configuration, or complete the one that is there: what was decided stays.
 
+    Args:
+        wanted: What the command line says.
+        keys: Release keys to pin (PEM, by id); None for none.
+        state: State directory, which is there.
+
+    Returns:
+        The configuration as it is on disk now. What is refused has changed nothing.
+
     Raises:
-        InputError: ``device-exists`` under another name.
+        InputError: ``device-exists`` under another name, ``release-key-pinned`` where others are.
     """
     if not (state / CONFIG_FILE).exists():
-        save_config(wanted, state)
-        return wanted
+        if keys is None:
+            save_config(wanted, state)
+            return wanted
+        return pin(keys, wanted, state)
     present = load_config(state)
     if present.name != wanted.name:
         raise InputError(
@@ -74,6 +85,8 @@ def settled(wanted: DeviceConfig, state: Path) -> DeviceConfig:
         added["server"] = wanted.server
     if present.supernode_port == DEFAULT_PORT != wanted.supernode_port:
         added["supernode_port"] = wanted.supernode_port
+    if keys is not None and not _are_pinned(keys, present, state):
+        added["release_key"] = write_keys(keys, state)
     if added:
         present = present.model_copy(update=added)
         save_config(present, state)
@@ -84,13 +97,13 @@ def settled(wanted: DeviceConfig, state: Path) -> DeviceConfig:
     return present
 
 
-def pinned(keys: dict[str, bytes], config: DeviceConfig, state: Path) -> DeviceConfig:
-    """Pin the keys, unless others are pinned: whom a device trusts is not changed in passing."""
+def _are_pinned(keys: Mapping[str, bytes], config: DeviceConfig, state: Path) -> bool:
+    """Tell whether the keys are pinned; refuse others: whom it trusts is not changed in passing."""
     before = pinned_keys(config, state)
-    if before and list(before) != list(keys):
+    if before and before.keys() != keys.keys():
         raise InputError(
             "release-key-pinned",
             f"{config.name} takes releases by {', '.join(before)}, not by {', '.join(keys)}",
             "Change it on purpose: fleet-device trust release-key.pub --yes",
         )
-    return pin(keys, config, state)
+    return bool(before)

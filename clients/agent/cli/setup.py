@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clients.agent.cli.render import DEFAULT_STATE, Format, FormatOption, StateOption, emit, note
-from clients.agent.cli.settled import DEFAULT_PORT, name_of, pinned, settled, wanted_config
+from clients.agent.cli.settled import DEFAULT_PORT, name_of, settled, wanted_config
 from clients.agent.config import (
     CONFIG_FILE,
     PRIVATE_KEY,
@@ -74,9 +74,7 @@ def init(
     pythons = Interpreters.model_construct(agent=agent_python, bridge=bridge_python)
     wanted = wanted_config(name_of(name, state), server, origin, pythons, supernode_port)
     _make_folder(state)
-    config = settled(wanted, state)
-    if keys is not None:
-        config = pinned(keys, config, state)
+    config = settled(wanted, keys, state)
     if not (state / PRIVATE_KEY).exists():
         make_keys(state, config.name)
     _copied(root_certificate, config.certificate_path(state))

@@ -41,7 +41,7 @@ def trust(
     wanted = None if file is None else public_keys(read_keys(file))
     # What is pinned may be what is broken; a new key is how that is put right.
     before = pinned_keys(config, state) if wanted is None else _before(config.release_key, state)
-    changed = wanted is not None and list(wanted) != before
+    changed = wanted is not None and set(wanted) != set(before)
     if changed and before and not yes:
         assert wanted is not None
         raise InputError(

@@ -26,6 +26,9 @@ class Readings:
         sources: Which source gave each quantity.
         new_labels: Labels that are new, by the store; no sensor. See ``Policy.label_rounds``.
         trained_today_s: Seconds of training since midnight, by the journal; no sensor.
+        rounds_left: Trainings that the last alarm of a drift detector is still good for, by the
+            store; None where the device takes part without one.
+        changed_s: When that alarm was, or the device joined, seconds since the epoch.
     """
 
     temperature_c: float | None = None
@@ -37,6 +40,8 @@ class Readings:
     sources: Mapping[str, str] = field(default_factory=dict)
     new_labels: int | None = None
     trained_today_s: float | None = None
+    rounds_left: int | None = None
+    changed_s: float | None = None
 
     def record(self) -> dict[str, Any]:
         """Return the readings as JSON holds them."""

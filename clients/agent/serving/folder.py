@@ -39,6 +39,7 @@ class ModelFolder:
         self.base = self.path / "base.safetensors"
         self.releases = self.path / "releases"
         self.served = self.path / "served"
+        self.own = self.path / "own"
 
     def make(self) -> None:
         """Make the folders, durably.
@@ -70,10 +71,10 @@ class ModelFolder:
         names = [stem for stem in stems if _NAME.match(stem)]
         return sorted(names, key=lambda name: (int(name.split("-")[0]), name))
 
-    def identity(self) -> tuple[int, ...] | None:
+    def identity(self, which: str = CURRENT) -> tuple[int, ...] | None:
         """Return what changes with every swap, for one ``stat``; None when there is nothing."""
         try:
-            status = os.stat(self.path / CURRENT)
+            status = os.stat(self.path / which)
         except OSError:
             return None
         # The inode alone could come back; with both times it cannot within any real swap.
@@ -127,7 +128,7 @@ class ModelFolder:
         """
         swept = [
             path
-            for folder in (self.path, self.releases, self.served)
+            for folder in (self.path, self.releases, self.served, self.own)
             for path in folder.glob(".*.tmp")
         ]
         # Without a readable pointer nobody knows what is old.

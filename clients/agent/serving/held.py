@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -95,10 +96,14 @@ class Held:
             )
         return load_kept(self._folder.release_file(found[0]))
 
-    def merged(self, release: KeptRelease) -> Whole:
+    def merged(self, release: KeptRelease, folder: Path | None = None) -> Whole:
         """Merge a release, write the kernels unless they lie there whole, and read them back.
 
         Call it under the folder's lock.
+
+        Args:
+            release: What is merged.
+            folder: Where the kernels go; None for ``served``.
 
         Raises:
             MismatchError: ``wrong-base``, ``wrong-frame``, or why it cannot be merged or served.
@@ -109,7 +114,8 @@ class Held:
         moved = merge(parameters, base.frames, release.state)
         check_finite(moved, release.name)
         pointer = pointer_to(release, moved)
-        path = self._folder.served_file(pointer.name)
+        named = self._folder.served_file(pointer.name)
+        path = named if folder is None else folder / named.name
         try:
             return open_served(path, pointer)
         except FleetError:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from clients.agent.serving.folder import CURRENT, LAST_GOOD
 from clients.agent.serving.kept import load_kept
+from clients.agent.serving.personal import PERSONAL, personal_of
 from clients.agent.serving.serve import Serving
 from clients.agent.serving.whole import open_served
 from fleet.adapt.base import load_base
@@ -47,7 +48,7 @@ class Check(BaseModel):
     """One file that was verified.
 
     Args:
-        what: ``base``, ``current``, ``last-good`` or a release's name.
+        what: ``base``, ``current``, ``last-good``, ``personal`` or a release's name.
         digest: Digest of what it holds; empty when that could not be read.
         problem: What is wrong; empty when it is whole.
     """
@@ -97,6 +98,7 @@ def verify(serving: Serving) -> list[Check]:
     folder = serving.folder
     checks = [_base(folder.base)]
     checks += [_served(serving, which) for which in (CURRENT, LAST_GOOD)]
+    checks.append(_own(serving))
     checks += [_release(folder.release_file(name)) for name in folder.release_names()]
     return [check for check in checks if check.digest or check.problem]
 
@@ -128,6 +130,17 @@ def _served(serving: Serving, which: str) -> Check:
         return Check(what=which, digest=pointer.digest)
     except FleetError as error:
         return Check(what=which, problem=error.message)
+
+
+def _own(serving: Serving) -> Check:
+    found = personal_of(serving.folder)
+    if found is None:
+        return Check(what=PERSONAL)
+    try:
+        open_served(serving.folder.own / f"{found.own.name}.safetensors", found.own)
+        return Check(what=PERSONAL, digest=found.own.digest)
+    except FleetError as error:
+        return Check(what=PERSONAL, problem=error.message)
 
 
 def _release(path: Path) -> Check:

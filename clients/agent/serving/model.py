@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from clients.agent.serving.folder import CURRENT, ModelFolder
+from clients.agent.serving.personal import PERSONAL, personal_of
 from clients.agent.serving.probe import normalisation_of
 from clients.agent.serving.records import Pointer
 from clients.agent.serving.whole import Whole, open_best, open_served
@@ -25,10 +27,20 @@ RETRY_S = 60.0
 _ATTEMPTS = 5
 
 
+@dataclass(frozen=True, eq=False)
+class _Answering:
+    """What answers, as one: replaced whole, so that no call sees half a swap."""
+
+    release: Pointer
+    whole: Whole
+    own: Pointer | None = None
+
+
 class DeviceModel:
     """The model that a device serves, for any process that may read its state directory.
 
-    A swap by the agent is followed at the next call, without a restart. A call costs one ``stat``
+    Where the agent serves a private core, release and core together answer (:attr:`personal`). A
+    swap by the agent is followed at the next call, without a restart. A call costs two ``stat``
     more than the network; when that shows a swap, the calling thread reads the new model and
     verifies its digest while other threads go on with the old one. What cannot be read whole is
     not served: the old model stays, :attr:`problem` says why, and it is tried again after
@@ -57,21 +69,31 @@ class DeviceModel:
         self._device = torch.device(device)
         self._retry_s = retry_s
         self._swapping = threading.Lock()
-        self._seen = self._folder.identity()
+        self._seen = self._identity()
         found = open_best(self._folder)
         self._problem = "; ".join(found.problems)
         self._retry_at = time.monotonic() + retry_s
-        self._whole = self._placed(found.whole)
+        self._answering = self._made(self._placed(found.whole))
 
     @property
     def served(self) -> Pointer:
-        """What answered last."""
-        return self._whole.pointer
+        """The release that answered last, with a private core or without one."""
+        return self._answering.release
+
+    @property
+    def personal(self) -> bool:
+        """Whether the device's private core is part of what answers."""
+        return self._answering.own is not None
+
+    @property
+    def digest(self) -> str:
+        """Digest of the kernels that answered last: the release's, but with a private core."""
+        return self._answering.whole.pointer.digest
 
     @property
     def about(self) -> BaseRecord:
         """Classes, channels with units, rate, window and stride."""
-        return self._whole.about
+        return self._answering.whole.about
 
     @property
     def problem(self) -> str:
@@ -94,7 +116,7 @@ class DeviceModel:
             InputError: ``windows-shape``, ``windows-dtype`` or ``windows-not-finite``.
         """
         self._follow()
-        whole = self._whole  # one model for the whole call, whatever is swapped meanwhile
+        whole = self._answering.whole  # one model for the whole call, whatever is swapped meanwhile
         x = torch.from_numpy(normalisation_of(whole.about).apply(_checked(windows, whole.about)))
         with torch.inference_mode():
             parts = [
@@ -107,7 +129,7 @@ class DeviceModel:
         return tuple(whole.about.labels[i] for i in probabilities.argmax(axis=1)), probabilities
 
     def _follow(self) -> None:
-        identity = self._folder.identity()
+        identity = self._identity()
         again = bool(self._problem) and time.monotonic() >= self._retry_at
         if identity == self._seen and not again:
             return
@@ -120,10 +142,10 @@ class DeviceModel:
     def _reload(self) -> None:
         """Read what ``current`` names; keep what is served when that cannot be read whole."""
         for _ in range(_ATTEMPTS):
-            identity = self._folder.identity()
+            identity = self._identity()
             problem = self._swap_in()
             # Swapped again meanwhile, the file read may have been swept: not a problem but late.
-            if not problem or identity == self._folder.identity():
+            if not problem or identity == self._identity():
                 break
         self._retry_at = time.monotonic() + self._retry_s
         self._problem = problem
@@ -134,16 +156,40 @@ class DeviceModel:
             pointer = self._folder.pointer(CURRENT)
             if pointer is None:
                 raise StorageError("no-current", "there is no current model any more", "")
-            if pointer.digest != self._whole.pointer.digest:
-                whole = open_served(self._folder.served_file(pointer.name), pointer)
-                self._whole = self._placed(whole)
-            elif pointer != self._whole.pointer:
-                self._whole = Whole(pointer, self._whole.network, self._whole.about)
+            self._answering = self._own(pointer) or self._global(pointer)
         except FleetError as error:
             return error.message
         except (OSError, RuntimeError, MemoryError) as error:  # torch's, e.g. memory for the new
             return f"{type(error).__name__}: {error}"
         return ""
+
+    def _identity(self) -> tuple[object, ...]:
+        return self._folder.identity(), self._folder.identity(PERSONAL)
+
+    def _made(self, whole: Whole) -> _Answering:
+        """Return what answers at the start, beside the release that is there."""
+        return self._own(whole.pointer) or _Answering(whole.pointer, whole)
+
+    def _own(self, release: Pointer) -> _Answering | None:
+        """Return the release with the private core; None when it is to answer alone."""
+        found = personal_of(self._folder, release)
+        if found is None:
+            return None
+        now = getattr(self, "_answering", None)
+        if now is not None and now.own == found.own:
+            return _Answering(release, now.whole, found.own)
+        try:
+            whole = open_served(self._folder.own / f"{found.own.name}.safetensors", found.own)
+        except FleetError:  # the agent makes it anew; meanwhile the release answers
+            return None
+        return _Answering(release, self._placed(whole), found.own)
+
+    def _global(self, release: Pointer) -> _Answering:
+        now = self._answering
+        if now.own is None and now.whole.pointer.digest == release.digest:
+            return _Answering(release, now.whole)
+        whole = open_served(self._folder.served_file(release.name), release)
+        return _Answering(release, self._placed(whole))
 
     def _placed(self, whole: Whole) -> Whole:
         return Whole(whole.pointer, whole.network.to(self._device), whole.about)

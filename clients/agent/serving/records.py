@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Pointer", "ProbeReading", "Promotion", "Recovery", "release_name"]
+__all__ = ["PersonalPointer", "Pointer", "ProbeReading", "Promotion", "Recovery", "release_name"]
 
 _DIGEST = r"^[0-9a-f]{64}$"
 _NAME_DIGITS = 16
@@ -45,6 +45,18 @@ class Pointer(_Record):
     def name(self) -> str:
         """Name of its file in ``served/`` and of its release's in ``releases/``."""
         return release_name(self.number, self.state)
+
+
+class PersonalPointer(_Record):
+    """What is served of the device's own beside a release.
+
+    Args:
+        beside: The release that it is made of; beside another one it is not served.
+        own: Release and private core together: digest of their sum, and of the merged kernels.
+    """
+
+    beside: Pointer
+    own: Pointer
 
 
 class ProbeReading(_Record):

@@ -7,10 +7,13 @@ from clients.agent.store.records import Forgotten
 from clients.agent.store.repair import quarantined
 from fleet.errors import StorageError
 
-__all__ = ["FORGETS", "forget_person"]
+__all__ = ["FORGETS", "LEARNED", "forget_person"]
 
 FORGETS = "forgets"
 """Key of the state: how often somebody was forgotten; a name may come again, this number not."""
+LEARNED = "learned."
+"""Keys of the state that begin so hold what was made of people's windows, nobody knows whose: it is
+forgotten with anybody."""
 
 # In this order: statements about a window leave with it, so they are counted before.
 _DELETIONS = (
@@ -24,6 +27,15 @@ _DELETIONS = (
     (
         "residuals",
         "DELETE FROM residuals WHERE key IN (SELECT key FROM residual_people WHERE {})",
+    ),
+    (
+        "personal cores",
+        "DELETE FROM personal WHERE id IN (SELECT core FROM personal_people WHERE {})",
+    ),
+    (
+        "personal checkpoints",
+        "DELETE FROM personal_checkpoints WHERE plan IN"
+        " (SELECT plan FROM personal_checkpoint_people WHERE {})",
     ),
     ("updates", "DELETE FROM outbox WHERE delivered_s IS NULL AND {}"),
     ("sources", "DELETE FROM positions WHERE person = ?"),
@@ -52,15 +64,18 @@ def forget_person(database: Database, person: str) -> Forgotten:
         pinned = "SELECT count(*) FROM windows WHERE person = ? AND pinned_s IS NOT NULL"
         deleted = {"replay": database.number(pinned, (person,))}
         for kind, statement in _DELETIONS:
-            by_person = kind in ("journal", "checkpoints", "residuals")
-            query = statement.format("person = ?" if by_person else _OF_OUTBOX)
+            query = statement.format(_OF_OUTBOX if kind == "updates" else "person = ?")
             deleted[kind] = connection.execute(query, (person,)).rowcount
         connection.execute(
             f"UPDATE outbox SET payload = NULL, size = 0 WHERE {_OF_OUTBOX}", (person,)
         )
         connection.execute("DELETE FROM outbox_people WHERE person = ?", (person,))
         connection.execute("DELETE FROM journal_people WHERE person = ?", (person,))
+        deleted["learned"] = 0
         if deleted["people"]:
+            deleted["learned"] = connection.execute(
+                "DELETE FROM state WHERE substr(key, 1, ?) = ?", (len(LEARNED), LEARNED)
+            ).rowcount
             connection.execute(
                 "INSERT INTO state VALUES (?, '1')"
                 " ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1",

@@ -125,7 +125,45 @@ def _third(connection: sqlite3.Connection) -> None:
     )
 
 
-MIGRATIONS: tuple[Migration, ...] = (_first, _second, _third)
+def _fourth(connection: sqlite3.Connection) -> None:
+    connection.execute(
+        """CREATE TABLE personal (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            made_s REAL NOT NULL,
+            base TEXT NOT NULL,
+            frame TEXT NOT NULL,
+            layout TEXT NOT NULL,
+            method TEXT NOT NULL,
+            release INTEGER NOT NULL,
+            state TEXT NOT NULL,
+            serves INTEGER NOT NULL CHECK (serves IN (0, 1)),
+            judged TEXT NOT NULL,
+            digest TEXT NOT NULL,
+            payload BLOB NOT NULL)"""
+    )
+    connection.execute(
+        """CREATE TABLE personal_people (
+            core INTEGER NOT NULL REFERENCES personal (id) ON DELETE CASCADE,
+            person TEXT NOT NULL,
+            PRIMARY KEY (core, person)) WITHOUT ROWID"""
+    )
+    connection.execute(
+        """CREATE TABLE personal_checkpoints (
+            plan TEXT PRIMARY KEY,
+            made_s REAL NOT NULL,
+            windows TEXT NOT NULL,
+            crc INTEGER NOT NULL,
+            payload BLOB NOT NULL)"""
+    )
+    connection.execute(
+        """CREATE TABLE personal_checkpoint_people (
+            plan TEXT NOT NULL REFERENCES personal_checkpoints (plan) ON DELETE CASCADE,
+            person TEXT NOT NULL,
+            PRIMARY KEY (plan, person)) WITHOUT ROWID"""
+    )
+
+
+MIGRATIONS: tuple[Migration, ...] = (_first, _second, _third, _fourth)
 """The n-th takes a store from version n to n + 1; none is ever changed once released."""
 
 

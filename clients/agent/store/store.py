@@ -15,6 +15,7 @@ from clients.agent.store.journal import Journal
 from clients.agent.store.labels import LabelTable
 from clients.agent.store.lease import Lease, refusal
 from clients.agent.store.outbox import Outbox
+from clients.agent.store.personal import PersonalTable
 from clients.agent.store.records import Caps, Forgotten
 from clients.agent.store.repair import damage_of, header_damage, pending, repair, settle
 from clients.agent.store.residuals import ResidualTable
@@ -41,6 +42,8 @@ class Store:
         journal: What training did.
         checkpoints: A training under way, to go on with after a restart.
         residuals: What compression has lost of updates, to be added to the next.
+        personal: The private core.
+        personal_checkpoints: A training of it under way.
         counters: Numbers that only grow.
         state: Values by name.
         positions: How far each source was taken in.
@@ -65,6 +68,8 @@ class Store:
         self.journal = Journal(database, caps, clock)
         self.checkpoints = Checkpoints(database, clock)
         self.residuals = ResidualTable(database)
+        self.personal = PersonalTable(database, clock)
+        self.personal_checkpoints = Checkpoints(database, clock, "personal_")
         self.counters = Counters(database)
         self.state = State(database)
         self.positions = Positions(database, clock)

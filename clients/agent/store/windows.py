@@ -18,11 +18,13 @@ from clients.agent.store.labels import EDGE_S
 from clients.agent.store.records import Added, Caps, Loaded, Split, SplitRule, WindowBatch
 from fleet.errors import InputError
 
-__all__ = ["VOUCHED", "WindowTable", "checksum"]
+__all__ = ["COLUMNS", "VOUCHED", "WindowTable", "checksum", "loaded_of"]
 
 DTYPES: dict[str, np.dtype[Any]] = {"<f2": np.dtype("<f2"), "<f4": np.dtype("<f4")}
 VOUCHED = ("person", "start_s", "end_s", "split", "dtype", "channels", "samples", "signal")
 """Columns that a window's checksum vouches for: all that is said once and never changed."""
+COLUMNS = f"id, label, crc, {', '.join(VOUCHED)}"
+"""What :func:`loaded_of` takes."""
 _INSERT = (
     "INSERT OR IGNORE INTO windows (person, source, start_s, end_s, split, label, dtype, channels,"
     " samples, size, crc, digest, signal) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -105,12 +107,11 @@ class WindowTable:
                 where.append(f"{column} IS {'NOT ' if asked else ''}NULL")
         limit = -1 if newest is None else newest
         query = (
-            f"SELECT id, label, crc, {', '.join(VOUCHED)} FROM windows"
-            f" WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?"
+            f"SELECT {COLUMNS} FROM windows WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?"
         )
         with self._database.read() as connection:
             rows = connection.execute(query, (*values, limit)).fetchall()
-        return _loaded(rows[::-1], shape)
+        return loaded_of(rows[::-1], shape)
 
     def pin(self, ids: Sequence[int]) -> int:
         """Keep windows for replay; beyond the cap the largest class's oldest pins come off.
@@ -215,8 +216,8 @@ def _said_before(
     return labels
 
 
-def _loaded(rows: list[tuple[Any, ...]], shape: tuple[int, int]) -> Loaded:
-    """Make records of rows of id, label, crc and :data:`VOUCHED`."""
+def loaded_of(rows: list[tuple[Any, ...]], shape: tuple[int, int]) -> Loaded:
+    """Make records of rows of :data:`COLUMNS`; windows that are not whole are left out."""
     whole = [row for row in rows if checksum(*row[3:]) == row[2]]
     x = np.empty((len(whole), *shape), dtype=np.float32)
     for place, row in enumerate(whole):

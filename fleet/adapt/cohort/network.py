@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from fleet.adapt.lean.tape import Tape
 from fleet.adapt.state import CoreState
 from fleet.errors import MismatchError, ModelError
 
-__all__ = ["SLICE_WINDOWS", "CohortNetwork", "attach_cohort"]
+__all__ = ["SLICE_WINDOWS", "CohortNetwork", "attach_cohort", "cohort_of"]
 
 # Windows per slice: twice those of a device, since here a call costs more than a cache miss; with
 # two threads, each waits for the other's calls.
@@ -60,10 +60,7 @@ class CohortNetwork:
         Raises:
             MismatchError: ``wrong-layout`` when the state names or shapes its entries otherwise.
         """
-        if state.layout != self.start.layout:
-            raise MismatchError(
-                "wrong-layout", "the state's entries are not those that this network trains", ""
-            )
+        self._check_layout(state)
         values = {}
         for name, array in state.arrays.items():
             value = torch.from_numpy(np.array(array)).to(self.place, self.dtype)
@@ -72,9 +69,28 @@ class CohortNetwork:
         self._stacks.begin(values)
         self.start = CoreState.of(self._moved(values))
 
-    def restart(self, devices: int) -> None:
-        """Put ``devices`` devices at the start; :attr:`parameters` are new tensors afterwards."""
+    def restart(self, devices: int, ahead: Sequence[CoreState | None] = ()) -> None:
+        """Put ``devices`` devices at the start; :attr:`parameters` are new tensors afterwards.
+
+        Args:
+            devices: How many.
+            ahead: How far each is from the start, of the start's layout; None for not at all.
+
+        Raises:
+            MismatchError: ``wrong-layout`` as :meth:`begin`.
+        """
+        for each in ahead:
+            self._check_layout(each)
         self._stacks.restart(devices)
+        for name, stack in self.parameters.items():
+            for device, own in enumerate(ahead):
+                if own is not None:
+                    stack[device].add_(torch.from_numpy(np.array(own.arrays[name])).to(stack))
+
+    def add_pull(self, gradients: Mapping[str, torch.Tensor], strength: float) -> None:
+        """Add the gradient of ``strength/2 · Σ (θ - start)²`` to those of :meth:`gradients`."""
+        for name, value in self.parameters.items():
+            gradients[name].add_(value - self._stacks.start[name], alpha=strength)
 
     def gradients(
         self, x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor
@@ -109,6 +125,18 @@ class CohortNetwork:
                     into.copy_(value.reshape(into.shape))
         return losses, found
 
+    def losses(self, x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Return what :meth:`gradients` returns first, without going backwards."""
+        losses = torch.zeros(len(x), dtype=self.dtype, device=x.device)
+        with torch.no_grad():
+            for first, last, size in self._slices(x):
+                self._stacks.run(first, last)
+                logits, _ = self._tape.forward(x[first:last].flatten(0, 1), size)
+                labels = y[first:last]
+                each = functional.cross_entropy(logits, labels.flatten(), reduction="none")
+                losses[first:last] = (each.view(labels.shape) * weights[first:last]).sum(dim=1)
+        return losses
+
     def states(self) -> list[CoreState]:
         """Return where each device is now, relative to the base."""
         arrays = self._moved(self.parameters)
@@ -133,6 +161,12 @@ class CohortNetwork:
         if not each:
             return torch.ones(self._stacks.running, dtype=torch.bool)
         return torch.stack(each).all(dim=0)
+
+    def _check_layout(self, state: CoreState | None) -> None:
+        if state is not None and state.layout != self.start.layout:
+            raise MismatchError(
+                "wrong-layout", "the state's entries are not those that this network trains", ""
+            )
 
     def _slices(self, x: torch.Tensor) -> Iterator[tuple[int, int, int]]:
         """Yield first device, last device (excluded) and windows per slice of the tape."""
@@ -177,6 +211,20 @@ def attach_cohort(
     if slice_windows is None and torch.device(place).type == "cpu":
         slice_windows = SLICE_WINDOWS
     attached = attach_lean(folded, frames, state, dtype=dtype, slice_windows=slice_windows)
+    attached.module.to(place)
+    return cohort_of(attached, devices)
+
+
+def cohort_of(attached: LeanAttached, devices: int) -> CohortNetwork:
+    """Return a network of many devices that all start where an attached one is.
+
+    Args:
+        attached: What one device trains; not changed.
+        devices: Devices that start.
+
+    Raises:
+        ModelError: As :func:`attach_cohort`.
+    """
     tape = attached.lean.tape
     if tape is None or not tape.sliceable:
         unknown = ", ".join(str(note) for note in attached.lean.explain() if not note.lean)
@@ -185,7 +233,6 @@ def attach_cohort(
             f"devices train together only where every call has a lean form; {unknown}",
             "Train these devices one by one.",
         )
-    attached.module.to(place)
     return CohortNetwork(attached, tape, devices)
 
 

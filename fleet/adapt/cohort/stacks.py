@@ -26,12 +26,12 @@ class Stacks:
 
     def begin(self, start: Mapping[str, torch.Tensor]) -> None:
         """Let every device start elsewhere from the next :meth:`restart` on."""
-        self._start = {name: value.detach() for name, value in start.items()}
+        self.start = {name: value.detach() for name, value in start.items()}
 
     def restart(self, devices: int) -> None:
         """Put ``devices`` devices at the start; what was trained before is forgotten."""
         self.values = {
-            name: value.expand(devices, *value.shape).clone() for name, value in self._start.items()
+            name: value.expand(devices, *value.shape).clone() for name, value in self.start.items()
         }
         self.run(0, devices)
 

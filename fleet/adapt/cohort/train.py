@@ -14,7 +14,7 @@ from fleet.adapt.state import CoreState
 from fleet.adapt.train import OptimiserName, TrainingResult, diverged
 from fleet.errors import InputError, RoundError
 
-__all__ = ["CHUNK_DEVICES", "Outcome", "train_cohort"]
+__all__ = ["CHUNK_DEVICES", "Outcome", "losses_of", "train_cohort"]
 
 # Eight devices' batches of 16 fill a slice of 128 windows; beyond that nothing more is shared, and
 # more of unequal devices' batches is filled up.
@@ -31,9 +31,10 @@ def train_cohort(
     optimiser: OptimiserName,
     learning_rate: float,
     momentum: float = 0.9,
+    pull: float = 0.0,
     chunk: int = CHUNK_DEVICES,
 ) -> list[Outcome]:
-    """Train every device from the network's start.
+    """Train every device from the network's start, or from where its work says.
 
     Devices train in chunks of equals: those with the same number of steps and windows fill their
     batches alike. A device that diverges harms nobody else. On a CPU, run it on one thread
@@ -45,6 +46,7 @@ def train_cohort(
         optimiser: ``sgd`` (with ``momentum``) or ``adam``.
         learning_rate: Step size.
         momentum: Of SGD.
+        pull: Strength of L2 to the network's start; losses are without it.
         chunk: Devices that train together.
 
     Returns:
@@ -64,9 +66,20 @@ def train_cohort(
     for start in range(0, len(alike), chunk):
         together = alike[start : start + chunk]
         works = [devices[device] for device in together]
-        outcomes = _train_chunk(network, works, optimiser, learning_rate, momentum)
+        outcomes = _train_chunk(network, works, optimiser, learning_rate, momentum, pull)
         found.update(zip(together, outcomes, strict=True))
     return [found[device] for device in range(len(devices))]
+
+
+def losses_of(network: CohortNetwork, devices: Sequence[DeviceWork]) -> list[float]:
+    """Return each device's mean cross-entropy over its first step, in nats, where it begins."""
+    found = []
+    for work in devices:
+        # One by one: their windows fill slices, and nothing has to be filled up.
+        network.restart(1, [work.ahead])
+        batch = step_batch([work], 0, dtype=network.dtype, place=network.place)
+        found.append(float(network.losses(*batch)[0]))
+    return found
 
 
 def _train_chunk(
@@ -75,9 +88,10 @@ def _train_chunk(
     optimiser: OptimiserName,
     learning_rate: float,
     momentum: float,
+    pull: float,
 ) -> list[Outcome]:
     """Train devices sorted by falling number of steps: those with a step left come first."""
-    network.restart(len(works))
+    network.restart(len(works), [work.ahead for work in works])
     steps = torch.tensor([len(work.order) for work in works], device=network.place)
     moves = stepper(network.parameters, optimiser, learning_rate, momentum)
     totals = torch.zeros(len(works), dtype=torch.float64, device=network.place)
@@ -85,6 +99,8 @@ def _train_chunk(
         running = [work for work in works if len(work.order) > step]
         batch = step_batch(running, step, dtype=network.dtype, place=network.place)
         losses, gradients = network.gradients(*batch)
+        if pull:
+            network.add_pull(gradients, pull)
         moves.step(gradients, steps > step)
         totals[: len(running)] += losses
     # The last step's effect shows in no loss.

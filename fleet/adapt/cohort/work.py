@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fleet.adapt.state import CoreState
+
 __all__ = ["DeviceWork", "StepBatch", "step_batch"]
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceWork:
-    """What one device trains on, in which order.
+    """What one device trains on, in which order, and from where.
 
     Args:
         x: Normalised windows ``(n, channels, window)``; devices may share one tensor.
@@ -24,12 +26,14 @@ class DeviceWork:
             :func:`fleet.adapt.train.batches` yields.
         rows: ``(m,)`` int64: where the device's own windows lie in ``x`` and ``y``, which ``order``
             then counts by; None where all of them are its own.
+        ahead: How far from the network's start the device begins; None for at the start.
     """
 
     x: torch.Tensor
     y: torch.Tensor
     order: Sequence[NDArray[np.int64]]
     rows: NDArray[np.int64] | None = None
+    ahead: CoreState | None = None
 
     @property
     def visits(self) -> int:

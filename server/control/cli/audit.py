@@ -32,7 +32,8 @@ def group() -> None:
 def list_(
     reach: Reach,
     subject: Annotated[
-        str, typer.Option(help="Only about this device, 'round N' or 'release N'.")
+        str,
+        typer.Option(help="Only about this device, alone or among others, 'round N', 'release N'."),
     ] = "",
     newest: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 50,
     before: Annotated[int | None, typer.Option(min=1, help="Only rows before this one.")] = None,

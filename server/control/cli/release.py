@@ -257,7 +257,7 @@ def verify(reach: Reach, form: FormatOption = Format.table) -> int:
     """Check digest, lineage and signature of every release of the registry; 1 when one is wrong."""
     with reach.open() as verbs:
         data = verbs.ask(r.ReleaseVerify()).data
-    columns = ("number", "digest", "signature", "problems")
+    columns = ("number", "digest", "signature", "key", "problems")
     emit(data, form, lambda console: draw(console, data["releases"], columns))
     return int(not data["sound"])
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fleet.errors import InputError
 from server.control import requests as r
 from server.control.cli.asking import (
     DryRunOption,
@@ -115,34 +116,44 @@ def watch(
                 live.update(_news(rounds, news), refresh=True)
 
 
-@app.command(epilog="Example:\n\nfleet round wait 8 --timeout 600")
+@app.command(epilog="Examples:\n\nfleet round wait 8 --timeout 600\n\nfleet round wait --after 7")
 @reaching
 def wait(
     reach: Reach,
-    number: Annotated[int | None, typer.Argument(help="Its number; without it the next.")] = None,
+    number: Annotated[
+        int | None,
+        typer.Argument(help="Its number; without it the one ordered last, or else the next."),
+    ] = None,
+    after: Annotated[
+        int | None, typer.Option(min=0, help="The first of a higher number than this.")
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds; then exit code 3.")] = 600.0,
     form: FormatOption = Format.table,
 ) -> None:
     """Wait until a round is released: 0 when it is, 1 when it was abandoned, 3 when time is up.
 
-    It ends with 1 as well, and at once, when the newest order for a round failed.
+    One that is closed already is not waited for. It ends with 1 as well, and at once, when the
+    newest order for a round failed.
     """
     from server.control.waiting import closed_round
 
+    if number is not None and after is not None:
+        raise InputError("one-of-both", "a round is waited for by its number or --after", "")
     with reach.open() as verbs:
-        data = {"round": closed_round(verbs, number, timeout)}
+        data = {"round": closed_round(verbs, number, timeout, after=after)}
     found = data["round"]
     text = f"round {found['round']} made release {found['release']}"
     emit(data, form, lambda console: told(console, text))
 
 
-@app.command(epilog="Example:\n\nfleet round start --why 'new data'\n\nNext: fleet round wait")
+@app.command(epilog="Example:\n\nfleet round start --why 'new data'\n\nNext: fleet round wait 9")
 @reaching
 def start(reach: Reach, reason: WhyOption = "", form: FormatOption = Format.table) -> None:
-    """Order a round now; the service opens it."""
+    """Order a round now; the service opens it. Prints its number, for `fleet round wait`."""
     with reach.open() as verbs:
         data = verbs.ask(r.RoundStart(key=fresh_key(), why=reason)).data
-    emit(data, form, lambda console: told(console, _ordered(data)))
+    text = f"round {data['round']} is {_ordered(data)}\nnext: fleet round wait {data['round']}"
+    emit(data, form, lambda console: told(console, text))
 
 
 @app.command(

@@ -16,7 +16,7 @@ def last_order(registry: Registry) -> dict[str, Any] | None:
 
     Returns:
         ``stands`` is true where it failed, no round is open and none was closed since, so the
-        failure is the news.
+        failure is the news. ``round`` and ``attempt`` are those that it opened, None before.
     """
     found = registry.orders.newest(Verb.start_round)
     if found is None:
@@ -30,6 +30,8 @@ def last_order(registry: Registry) -> dict[str, Any] | None:
         **shown_order(found),
         "placed": {"at": utc(found.placed.at_s), "by": found.placed.by},
         "error": found.error,
+        "round": found.result.get("round"),
+        "attempt": found.result.get("attempt"),
         "stands": failed is not None and not is_open and not overtaken,
     }
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fleet.errors import FleetError, InputError
 from fleet.federate.releases import save_release
-from fleet.federate.signing import verify
+from fleet.federate.signing import public_keys, verify
 from server.control import requests as r
 from server.control.seam import Answer
 from server.control.verbs.fleet import Fleet
@@ -108,13 +109,18 @@ def export(fleet: Fleet, actor: str, asked: r.ReleaseExport) -> Answer:
 
 
 def verified(fleet: Fleet, actor: str, asked: r.ReleaseVerify) -> Answer:
-    """Check digest, lineage and signature of every release."""
+    """Check digest, lineage and signature of every release.
+
+    A release may be of any key by which this fleet's service ever signed; ``key`` names it.
+    """
     rows = fleet.registry.releases.all()
     known = {row.digest: row.number for row in rows}
-    found = [_examined(fleet, row, known) for row in rows]
+    keys = fleet.registry.signers.all()
+    if fleet.release_public is not None:
+        keys = public_keys(fleet.release_public) | keys
+    found = [_examined(fleet, row, known, keys) for row in rows]
     sound = all(not each["problems"] for each in found)
-    signed = fleet.release_public is not None
-    return Answer({"sound": sound, "signatures_checked": signed, "releases": found})
+    return Answer({"sound": sound, "signatures_checked": bool(keys), "releases": found})
 
 
 def promote(fleet: Fleet, actor: str, asked: r.ReleasePromote) -> Answer:
@@ -220,7 +226,9 @@ def _before(fleet: Fleet) -> int:
     return sound[0]
 
 
-def _examined(fleet: Fleet, row: ReleaseRow, known: dict[str, int]) -> dict[str, Any]:
+def _examined(
+    fleet: Fleet, row: ReleaseRow, known: dict[str, int], keys: Mapping[str, bytes]
+) -> dict[str, Any]:
     problems = []
     try:
         fleet.registry.releases.load(row.number)
@@ -228,19 +236,18 @@ def _examined(fleet: Fleet, row: ReleaseRow, known: dict[str, int]) -> dict[str,
         problems.append(error.message)
     if row.number and known.get(row.parent, row.number) >= row.number:
         problems.append(f"its parent {row.parent[:12]}… is no earlier release")
-    signature = "absent"
-    if fleet.release_public is not None and row.signature:
-        good = verify(row, row.signature, fleet.release_public)
-        signature = "good" if good else "bad"
-    elif row.signature:
-        signature = "unchecked"
+    signature, signer = "absent", None
+    if row.signature:
+        signer = next((i for i, key in keys.items() if verify(row, row.signature, key)), None)
+        signature = ("good" if signer else "bad") if keys else "unchecked"
     if signature == "bad":
-        problems.append("its signature is not this server's")
+        problems.append(f"its signature is by none of this server's keys ({', '.join(keys)})")
     if signature == "absent" and fleet.release_public is not None and row.number:
         problems.append("it is not signed, and this server signs")
     return {
         "number": row.number,
         "digest": row.digest,
         "signature": signature,
+        "key": signer,
         "problems": problems,
     }

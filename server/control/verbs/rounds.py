@@ -13,9 +13,10 @@ from server.control.verbs.fleet import Fleet
 from server.control.verbs.ordered import last_order, shown_order
 from server.control.verbs.shown import shown_round, utc
 from server.control.verbs.touched import touched
-from server.registry.orders import Verb
+from server.registry.orders import Order, Verb
 from server.registry.records import RoundRow
 from server.registry.replay import recorded_rule
+from server.registry.upcoming import next_round
 
 __all__ = ["abort", "listed", "replay", "show", "start"]
 
@@ -71,9 +72,10 @@ def show(fleet: Fleet, actor: str, asked: r.RoundShow) -> Answer:
 
 
 def start(fleet: Fleet, actor: str, asked: r.RoundStart) -> Answer:
-    """Order a round now."""
+    """Order a round now; tells which number it has if no other one is opened before."""
     order = fleet.registry.orders.place(Verb.start_round, {}, actor=actor, key=asked.key)
-    return Answer({"order": shown_order(order), "service_alive_at": _alive(fleet)})
+    number = _ordered(fleet, order)
+    return Answer({"order": shown_order(order), "round": number, "service_alive_at": _alive(fleet)})
 
 
 def abort(fleet: Fleet, actor: str, asked: r.RoundAbort) -> Answer:
@@ -145,6 +147,12 @@ def _last(fleet: Fleet) -> RoundRow:
     if not found:
         raise InputError("no-such-round", "there was no round yet", "Order one: fleet round start")
     return found[-1]
+
+
+def _ordered(fleet: Fleet, order: Order) -> int:
+    """Return the number of the round of an order; of one that is not opened, the next number."""
+    opened = fleet.registry.orders.get(order.id).result.get("round")
+    return next_round(fleet.registry)[0] if opened is None else int(opened)
 
 
 def _alive(fleet: Fleet) -> str | None:

@@ -62,6 +62,9 @@ def run_cell(
 ) -> dict[str, Any]:
     """Run a cell from its first period and return its record.
 
+    A cell whose numbers break, e.g. at a rate that makes them infinite, is refused like one that
+    cannot be: a grid does not end with it.
+
     Args:
         cell: The cell.
         recipe: Of its base, which is there.
@@ -85,6 +88,8 @@ def run_cell(
         raise
     except FleetError as error:
         outcome = refused_record(cell, f"{error.code}: {error.message}")
+    except (ArithmeticError, ValueError) as error:  # LinAlgError is of the latter
+        outcome = refused_record(cell, f"{type(error).__name__}: {error}")
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,12 @@ set and seed (a *block*) share people, windows, labels, changes and the base, wh
 other people. What a device serves is judged on a period's held-out windows before anything of the
 period is learned. Scores are macro-F1, mean ± standard deviation over blocks.
 
-*F1 over time*: mean over periods, all devices' windows together. *Worst decile*: mean over periods
-of the worst tenth of the devices. *Backward*: F1 on earlier tasks at the end less F1 when they had
-just been learned; *forward*: F1 on a task before it is met less the base's; *forgotten*: by how
-much a class was better before, mean over classes (a task is what lies between two changes). *Bytes
-up*: packed updates as a share of `fedavg-full`'s. *CPU s*: of a whole run, judging included.
+*F1 over time*: mean over the periods in which anybody could be judged, all devices' windows
+together. *Worst decile*: mean over the same periods of the worst tenth of the devices. *Backward*:
+F1 on earlier tasks at the end less F1 when they had just been learned; *forward*: F1 on a task
+before it is met less the base's; *forgotten*: by how much a class was better before, mean over
+classes (a task is what lies between two changes). *Bytes up*: packed updates as a share of
+`fedavg-full`'s. *CPU s*: of a whole run, judging included.
 *Rank*: by F1 over time / by worst decile, among strategies that send at most {LIMIT}.
 `core-joint` keeps every window; it is a reference and has no rank.
 
@@ -166,7 +168,7 @@ def _scenario(table: Table, picture: str | None) -> str:
     lines = [f"## {_name(table.scenario)}", ""]
     lines += [f"![F1 over time]({picture})", ""] if picture else []
     lines += _head(("strategy", *(COLUMNS[m] for m in shown), "rank"))
-    ordered = sorted(table.lines, key=lambda line: -line.mean("average_f1"))
+    ordered = sorted(table.lines, key=_best_first)
     for line in ordered:
         mark = f" ‡{line.blocks}/{table.blocks}" if line.blocks < table.blocks else ""
         cells = [f"`{line.strategy}`{mark}", *(_stat(m, line.stats[m]) for m in shown)]
@@ -182,6 +184,11 @@ def _scenario(table: Table, picture: str | None) -> str:
     return "\n".join(lines)
 
 
+def _best_first(line: Line) -> float:
+    """Return a place for a line; those without a score come last, in their own order."""
+    return math.inf if line.stats["average_f1"] is None else -line.mean("average_f1")
+
+
 def _paired(title: str, found: Iterable[Paired]) -> list[str]:
     rows = [
         _row(
@@ -189,9 +196,7 @@ def _paired(title: str, found: Iterable[Paired]) -> list[str]:
                 f"`{p.strategy}` − `{p.rival}`",
                 COLUMNS[p.metric],
                 f"{100 * p.mean:+.1f}",
-                "–"
-                if p.low is None or p.high is None
-                else f"{100 * p.low:+.1f} … {100 * p.high:+.1f}",
+                _interval(p),
                 f"{p.sets_ahead} of {p.sets}",
                 str(p.blocks),
             ]

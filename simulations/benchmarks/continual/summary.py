@@ -204,13 +204,12 @@ def _table(scenario: str, records: Sequence[Record]) -> Table:
 
 def _against_best(ours: Sequence[str], lines: Iterable[Line]) -> list[tuple[str, str, str]]:
     """Pair ours with the rival whose mean is best: chosen after the fact, which favours it."""
-    rivals = [line for line in lines if not is_ours(line.strategy)]
-    if not rivals:
-        return []
+    others = [line for line in lines if not is_ours(line.strategy)]
     found = []
     for metric in ("average_f1", "worst_decile_f1"):
-        best = max(rivals, key=lambda line: line.mean(metric))
-        found += [(name, best.strategy, metric) for name in ours]
+        if rivals := [line for line in others if line.stats[metric] is not None]:
+            best = max(rivals, key=lambda line: line.mean(metric))
+            found += [(name, best.strategy, metric) for name in ours]
     return found
 
 
@@ -243,7 +242,8 @@ def _values(record: Record, full_bytes: int) -> Values:
 
 
 def _ranks(lines: Iterable[Line], metric: str) -> dict[str, int]:
-    ordered = sorted(lines, key=lambda line: -line.mean(metric))
+    known = (line for line in lines if line.stats[metric] is not None)
+    ordered = sorted(known, key=lambda line: -line.mean(metric))
     return {line.strategy: place for place, line in enumerate(ordered, 1)}
 
 

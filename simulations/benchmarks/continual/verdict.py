@@ -70,5 +70,6 @@ def _scores(table: Table, metric: str, *, light: bool) -> dict[str, float]:
         for line in table.lines
         if line.blocks == table.blocks
         and line.strategy not in REFERENCES
+        and line.stats[metric] is not None
         and (not light or line.mean("bytes_share") <= LIGHT_SHARE)
     }

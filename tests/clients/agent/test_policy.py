@@ -33,6 +33,7 @@ READINGS = st.builds(
     metered=st.none() | st.booleans(),
     new_labels=st.none() | st.integers(0, 10),
     trained_today_s=st.none() | st.floats(0, 86_400),
+    rounds_left=st.none() | st.integers(0, 3),
 )
 POLICIES = st.builds(
     Policy,
@@ -68,6 +69,7 @@ def test_a_device_in_good_order_may_train() -> None:
         (Policy(), {"metered": True}, "metered"),
         (Policy(metered_network="yes"), {"metered": False}, "metered"),
         (Policy(), {"new_labels": 0}, "no-new-labels"),
+        (Policy(), {"rounds_left": 0}, "no-drift"),
         (Policy(max_training_s_per_day=60), {"trained_today_s": 60.0}, "over-budget"),
         (Policy(unknown="refuse"), {"temperature_c": None}, "no-reading"),
     ],
@@ -79,7 +81,9 @@ def test_each_rule_refuses_with_its_own_code(
 
 
 def test_all_reasons_are_told_at_once() -> None:
-    bad = Readings(90.0, 5.0, False, metered=True, new_labels=0, trained_today_s=99.0)
+    bad = Readings(
+        90.0, 5.0, False, metered=True, new_labels=0, trained_today_s=99.0, rounds_left=0
+    )
     policy = Policy(allowed_hours=("22:00-06:00",), max_training_s_per_day=10)
     assert reasons(policy, bad) == {reason.value for reason in Refusal} - {"no-reading"}
 

@@ -201,6 +201,17 @@ def test_cores_and_dense_deltas_move_their_own_parameters_alone() -> None:
     assert (merged["conv.weight"] != kernel).any()
 
 
+def test_a_core_and_a_dense_delta_of_one_kernel_both_move_it() -> None:
+    kernel = kernel_of((6, 4, 3), "f8")
+    frames = {"conv": make_frame(kernel, "svd", 1)}
+    core, delta = CoreState.of({"conv.core": np.ones((6, 1))}), np.full((6, 4, 3), 0.25)
+    both = CoreState.of({**core.arrays, "conv.weight": delta})
+    alone = merge({"conv.weight": kernel}, frames, core)["conv.weight"]
+    np.testing.assert_array_equal(
+        merge({"conv.weight": kernel}, frames, both)["conv.weight"], alone + delta
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "shape"),
     [

@@ -105,7 +105,7 @@ def test_no_core_is_the_base_bit_for_bit_wherever_the_suffix_is(base: Base) -> N
         assert all(merged[name].tobytes() == own[name].tobytes() for name in own)
 
 
-@pytest.mark.parametrize("method", ["lora", "lora+head"])
+@pytest.mark.parametrize("method", ["lora", "lora+head", "core+full", "lora+full"])
 def test_what_a_device_trains_is_what_it_serves(base: Base, method: str) -> None:
     learner = learner_of(base)
     state = state_of(base, method)

@@ -38,6 +38,7 @@ def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="'dora'; known: bias, core, full, head, lora") as caught:
         find("dora")
     assert caught.value.code == "unknown-method"
+    assert "core+head" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", METHODS)

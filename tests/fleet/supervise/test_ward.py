@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from fleet.errors import InputError
-from fleet.supervise.child import Exit, is_same, ticks_of
+from fleet.supervise.child import Child, Exit, is_same, ticks_of
+from fleet.supervise.record import Program, read_run
 from fleet.supervise.restarts import Backoff, Phase
+from fleet.supervise.supervisor import Supervisor
 from fleet.supervise.told import Told
 from fleet.supervise.ward import Sight, Spec, Ward, World
 
@@ -195,6 +197,57 @@ def test_a_command_that_is_none_is_retried_with_a_delay(
     ended(ward)
     assert ward.course.restarts == 1
     assert not ward.course.may_start(given.seconds)
+
+
+@dataclass
+class Stuck(Child):
+    """A child in a driver's hands: no signal ends it."""
+
+    pid: int
+    does: list[str]
+    ticks: int = 1
+    output: int = -1
+
+    def kill(self) -> None:
+        self.does.append(f"kill {self.pid}")
+
+    def ended(self) -> Exit | None:
+        self.does.append(f"ended {self.pid}")
+        return None
+
+
+def test_one_that_no_signal_ends_is_told_with_its_pid_and_stays_a_child(
+    given: Given, tmp_path: Path
+) -> None:
+    ward = make(given, [], tmp_path)
+    child = ward.child = Stuck(77, [])
+    ward.kill()
+    ward.reap(limit_s=0)
+    assert child.does == ["kill 77", "ended 77"]
+    assert (given.events, given.told[0].data) == (["process.stuck"], {"pid": 77})
+    assert ward.record().pid == 77
+
+
+def test_a_supervisor_kills_all_before_it_waits_for_one_and_says_who_is_left(
+    given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleet.supervise.supervisor.REAP_LIMIT_S", 0)
+    program = Program("a run", "a status", "--state")
+    does: list[str] = []
+    world, tell = given.world(), given.told.append
+    whole = Supervisor([], tmp_path, 2**16, program, world, tell, lambda name, line: None)
+    whole._wards = [
+        make(given, [], tmp_path, replace(SPEC, name=name)) for name in ("agent", "supernode")
+    ]
+    for pid, ward in enumerate(whole._wards, 77):
+        ward.child = Stuck(pid, does)
+    whole._end_everything()
+    assert does == ["kill 77", "kill 78", "ended 77", "ended 78"]
+    assert given.events == ["process.stuck", "process.stuck", "run.ended"]
+    assert given.told[-1].text == "ended; still there: agent (pid 77), supernode (pid 78)"
+    written = read_run(tmp_path)
+    assert written is not None
+    assert [each.pid for each in written.processes.values()] == [77, 78]
 
 
 ADOPTS = """

@@ -10,7 +10,7 @@ from sqlalchemy import update
 
 from fleet.errors import FleetError, StorageError
 from fleet.federate.releases import Release, load_release
-from fleet.federate.signing import make_key, sign
+from fleet.federate.signing import key_id, make_key, public_of, sign
 from server.control import requests as r
 from server.control.roles import Role
 from server.control.table import VERBS
@@ -339,6 +339,40 @@ def test_a_verification_tells_good_bad_and_absent_signatures(
     told = ask(without, r.ReleaseVerify())
     assert (told["sound"], told["signatures_checked"]) == (True, False)
     assert told["releases"][4]["signature"] == "unchecked"
+
+
+def test_a_release_of_an_earlier_key_verifies_with_the_key_that_signed_it(
+    fleet: Fleet, releases: list[Release]
+) -> None:
+    earlier, stranger = make_key(), make_key()
+    fleet.registry.signers.add(public_of(earlier), actor="service")
+    signed(fleet.registry, releases[2], 3, earlier)
+    fleet.registry.signers.add(public_of(SIGNING), actor="service")
+    signed(fleet.registry, fleet.registry.releases.load(3), 4, SIGNING)
+    told = ask(fleet, r.ReleaseVerify())["releases"]
+    assert [(row["signature"], row["key"]) for row in told[3:]] == [
+        ("good", key_id(public_of(earlier))),
+        ("good", key_id(public_of(SIGNING))),
+    ]
+    assert not [row for row in told[3:] if row["problems"]]
+    restored = dataclasses.replace(fleet, release_public=None)  # a backup without keys
+    assert ask(restored, r.ReleaseVerify())["releases"][3]["signature"] == "good"
+    signed(fleet.registry, fleet.registry.releases.load(4), 5, stranger)
+    told = ask(fleet, r.ReleaseVerify())["releases"]
+    assert (told[5]["signature"], told[5]["key"]) == ("bad", None)
+    assert key_id(public_of(earlier)) in told[5]["problems"][0]
+
+
+def test_a_key_is_kept_once_and_leaves_a_row_of_the_audit(fleet: Fleet) -> None:
+    first, second = public_of(make_key()), public_of(make_key())
+    for public in (first, first, second, first):
+        fleet.registry.signers.add(public, actor="service")
+    assert list(fleet.registry.signers.all().values()) == [first, second]
+    rows = fleet.registry.audit.rows(newest=2)
+    assert [row.subject for row in rows] == [f"release-key {key_id(k)}" for k in (first, second)]
+    with pytest.raises(FleetError) as refused:
+        fleet.registry.signers.add(b"no key", actor="service")
+    assert refused.value.code == "release-key"
 
 
 def test_a_verification_finds_a_release_that_was_changed(fleet: Fleet) -> None:

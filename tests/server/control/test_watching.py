@@ -7,6 +7,7 @@ import pytest
 
 from fleet.errors import FleetError, RoundError
 from fleet.federate.releases import Release
+from server.control import requests as r
 from server.control import service, watching
 from server.control.errors import LateError
 from server.control.local import LocalVerbs
@@ -17,6 +18,7 @@ from server.control.service import Server, serve
 from server.control.verbs.fleet import Fleet
 from server.control.waiting import closed_round, watched
 from server.control.watching import HEARTBEAT_S, follow
+from server.registry.orders import Verb
 from tests.server.control.controlling import (
     AUTHORITY,
     SERVER,
@@ -192,3 +194,73 @@ def test_a_wait_ends_in_time_with_exit_code_3(fleet: Fleet) -> None:
         with pytest.raises(LateError) as late:
             closed_round(Watched(local(fleet)), number, 5.0)
         assert (late.value.code, late.value.exit_code) == ("wait-timeout", 3)
+
+
+def ordered(fleet: Fleet, start: Release, number: int) -> None:
+    """Order a round, open and close it as the service does."""
+    order = fleet.registry.orders.place("start_round", {}, actor="anna")
+    fleet.registry.orders.take(order.id, actor="service")
+    run_round(fleet.registry, start, number)
+    fleet.registry.orders.finish(order.id, {"round": number, "attempt": 1}, actor="service")
+
+
+def test_a_wait_that_begins_after_the_ordered_round_closed_returns_at_once(
+    fleet: Fleet, releases: list[Release]
+) -> None:
+    ordered(fleet, releases[2], 3)
+    assert closed_round(local(fleet), None, 0.0)["round"] == 3
+    opened(fleet.registry, fleet.registry.releases.load(3), 4)  # by the policy
+    assert closed_round(local(fleet), None, 0.0)["round"] == 3
+
+
+def test_an_order_of_long_ago_does_not_end_a_wait(fleet: Fleet, releases: list[Release]) -> None:
+    ordered(fleet, releases[2], 3)
+    run_round(fleet.registry, fleet.registry.releases.load(3), 4)
+    with pytest.raises(LateError):
+        closed_round(Watched(local(fleet)), None, 0.1)
+
+
+def test_a_wait_sees_the_round_of_an_order_that_the_service_has_yet_to_take(
+    fleet: Fleet, releases: list[Release]
+) -> None:
+    fleet.registry.orders.place("start_round", {}, actor="anna")
+    verbs = Watched(local(fleet), lambda: run_round(fleet.registry, releases[2], 3))
+    assert closed_round(verbs, None, 5.0)["round"] == 3
+
+
+def test_a_wait_after_a_number_returns_the_first_above_it(
+    fleet: Fleet, releases: list[Release]
+) -> None:
+    assert closed_round(local(fleet), None, 0.0, after=0)["round"] == 1
+    assert closed_round(local(fleet), None, 0.0, after=1)["round"] == 2
+    verbs = Watched(local(fleet), lambda: run_round(fleet.registry, releases[2], 3))
+    assert closed_round(verbs, None, 5.0, after=2)["round"] == 3
+    with pytest.raises(LateError):
+        closed_round(Watched(local(fleet)), None, 0.1, after=3)
+
+
+def test_a_wait_for_a_round_that_is_ordered_again_does_not_end_by_its_first_attempt(
+    fleet: Fleet, releases: list[Release]
+) -> None:
+    opened(fleet.registry, releases[2], 3)
+    fleet.registry.rounds.abandon(3, why="stuck", actor="c")
+    fleet.registry.orders.place("start_round", {}, actor="anna")
+    verbs = Watched(local(fleet), lambda: run_round(fleet.registry, releases[2], 3))
+    assert closed_round(verbs, 3, 5.0)["attempt"] == 2
+    with pytest.raises(LateError):
+        closed_round(Watched(local(fleet)), None, 0.1)
+
+
+def test_an_order_tells_the_number_of_its_round(fleet: Fleet, releases: list[Release]) -> None:
+    verbs = local(fleet)
+    assert verbs.ask(r.RoundStart(key="k1")).data["round"] == 3
+    opened(fleet.registry, releases[2], 3)
+    fleet.registry.rounds.abandon(3, why="stuck", actor="c")
+    assert verbs.ask(r.RoundStart(key="k2")).data["round"] == 3
+    run_round(fleet.registry, releases[2], 3)
+    assert verbs.ask(r.RoundStart(key="k3")).data["round"] == 4
+    order = fleet.registry.orders.newest(Verb.start_round)
+    assert order is not None
+    fleet.registry.orders.finish(order.id, {"round": 4, "attempt": 1}, actor="service")
+    run_round(fleet.registry, fleet.registry.releases.load(3), 4)
+    assert verbs.ask(r.RoundStart(key="k3")).data["round"] == 4  # the same request again

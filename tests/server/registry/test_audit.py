@@ -5,7 +5,8 @@ from sqlalchemy import Connection, delete, insert, select, text, update
 
 from fleet.errors import InputError, StorageError
 from server.registry import Head, Registry, chain, tables
-from tests.server.registry.filled import COORDINATOR, NOW_S, OPERATOR, run_round
+from server.standing.policy import FleetPolicy
+from tests.server.registry.filled import BASE, COORDINATOR, NOW_S, OPERATOR, key_of, run_round
 
 AUDIT = tables.audit
 
@@ -142,3 +143,46 @@ def test_the_audit_is_read_page_by_page(registry: Registry) -> None:
     for newest in (0, 1001):
         with pytest.raises(InputError):
             registry.audit.rows(newest=newest)
+
+
+def pinned_by_tag(registry: Registry, *names: str) -> None:
+    registry.audit._database.change(
+        lambda connection: chain.append(
+            connection, NOW_S, OPERATOR, "device.pin", "tag ward=3", {"devices": list(names)}
+        )
+    )
+
+
+def test_one_change_of_many_devices_is_found_by_each_of_them(registry: Registry) -> None:
+    registry.devices.enroll("b%b", key_of("b%b"), actor=OPERATOR)
+    pinned_by_tag(registry, "ada", "bob")
+    for name in ("ada", "bob", "tag ward=3"):
+        assert registry.audit.rows(subject=name)[-1].verb == "device.pin"
+    for name in ("cyd", "b%b"):
+        assert [row.verb for row in registry.audit.rows(subject=name)] == ["device.enroll"]
+
+
+def test_a_device_is_not_found_by_what_is_only_named_like_it(registry: Registry) -> None:
+    registry.policy.set(FleetPolicy(base=BASE.digest, tags=("ada",)), actor=OPERATOR)
+    registry.devices.tag("bob", add=["ada"], actor=OPERATOR)
+    pinned_by_tag(registry, "Ada", 'a"da', "adam")
+    assert [row.verb for row in registry.audit.rows(subject="ada")] == ["device.enroll"]
+    assert registry.audit.rows(subject='a"da')[0].subject == "tag ward=3"
+
+
+def test_rounds_that_asked_a_device_do_not_bury_what_was_done_to_it(registry: Registry) -> None:
+    run_round(registry)
+    pinned_by_tag(registry, "ada")
+    verbs = [row.verb for row in registry.audit.rows(subject="ada")]
+    assert verbs == ["device.enroll", "device.pin"]
+    assert "update.accept" in [row.verb for row in registry.audit.rows(subject="round 1")]
+
+
+def test_a_page_about_a_device_has_its_newest_rows_in_order(registry: Registry) -> None:
+    for _ in range(3):
+        pinned_by_tag(registry, "bob")
+        pinned_by_tag(registry, "ada", "bob")
+    (first, last) = registry.audit.rows(subject="ada", newest=2)
+    assert (last.seq, last.seq - first.seq) == (registry.audit.head().seq, 2)
+    (earlier,) = registry.audit.rows(subject="ada", newest=1, before=first.seq)
+    assert earlier.seq == first.seq - 2

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from fleet.errors import StorageError
 from fleet.supervise.child import ticks_of
 from server.registry import Registry
 from server.registry.lease import LEASE_S, LONGEST_AHEAD_S, RENEW_S, Holder
+from server.standing import holding
 from server.standing.holding import is_gone, this_process
 from tests.server.registry.filled import COORDINATOR, DEVICES, NOW_S, OPERATOR, Clock, answer
 from tests.server.registry.filled import opened as open_round
@@ -169,11 +172,85 @@ def test_a_holder_that_is_known_to_be_dead_is_not_waited_for(
 
 
 def test_of_a_process_elsewhere_nothing_is_known() -> None:
-    here = this_process()
-    assert not is_gone(here)
-    assert is_gone(here.model_copy(update={"ticks": here.ticks + 1}))  # its pid is used again
-    assert not is_gone(here.model_copy(update={"ticks": 1, "place": "another boot"}))
-    assert not is_gone(here.model_copy(update={"ticks": 1, "place": ""}))
+    here, long_s = this_process(), 1e12
+    assert not is_gone(here, long_s)
+    assert is_gone(here.model_copy(update={"ticks": here.ticks + 1}), 0.0)  # its pid is used again
+    assert not is_gone(here.model_copy(update={"ticks": 1, "place": "another boot"}), long_s)
+    assert not is_gone(here.model_copy(update={"ticks": 1, "place": ""}), long_s)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make this process believe that it runs on another machine, or another boot of one."""
+
+    def be(machine: str = "m-1", boot: str = "boot-1", host: str = "attic", up_s: float = 20.0):
+        for name, text in (("_MACHINE", machine), ("_BOOT", boot)):
+            file = tmp_path / name
+            file.unlink(missing_ok=True)
+            if text:
+                file.write_text(f"{text}\n")
+            monkeypatch.setattr(holding, name, file)
+        monkeypatch.setattr(holding, "_host", lambda: host)
+        monkeypatch.setattr(holding, "_up_s", lambda: up_s)
+
+    return be
+
+
+def test_after_a_reboot_nobody_waits_for_the_service_of_the_boot_before(
+    registry: Registry, open_again: Open, clock: Clock, machine: Callable[..., None]
+) -> None:
+    machine()
+    registry.for_service().lease.take(this_process(), is_gone)
+    clock.now_s += 30.0
+    machine(boot="boot-2")  # the pid may well be alive: this process has it
+    assert open_again().for_service().lease.take(this_process(), is_gone) == 2
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        {"boot": "boot-2", "machine": "m-2"},
+        {"boot": "boot-2", "machine": ""},
+        {"boot": "", "machine": "m-1"},
+        {"boot": "boot-2", "host": "cellar"},
+        {"boot": "boot-2", "up_s": 31.0},  # it was heard of since: a twin made of the same image
+        {"boot": "boot-1"},
+    ],
+)
+def test_the_service_of_another_machine_or_a_twin_that_lives_keeps_its_lease_until_it_expires(
+    registry: Registry,
+    open_again: Open,
+    clock: Clock,
+    machine: Callable[..., None],
+    now: dict[str, Any],
+) -> None:
+    machine()
+    registry.for_service().lease.take(this_process(), is_gone)
+    clock.now_s += 30.0
+    machine(**now)
+    second = open_again().for_service()
+    with pytest.raises(StorageError) as caught:
+        second.lease.take(this_process(), is_gone)
+    assert caught.value.code == "registry-served"
+    clock.now_s += LEASE_S
+    assert second.lease.take(this_process(), is_gone) == 2
+
+
+def test_a_lease_of_a_software_that_kept_no_machine_waits_for_its_expiry(
+    machine: Callable[..., None],
+) -> None:
+    machine(machine="")
+    before = this_process()
+    machine(boot="boot-2")
+    assert not is_gone(before, 1e12)
+
+
+def test_the_id_of_the_machine_does_not_leave_it(machine: Callable[..., None]) -> None:
+    machine(machine="0123456789abcdef0123456789abcdef")
+    place = this_process().place
+    assert "0123456789abcdef" not in place
+    assert len(place.split("/")) == 3
+    assert len(this_process().place) <= 128
 
 
 def test_of_many_that_take_it_at_once_one_has_it(registry: Registry, open_again: Open) -> None:

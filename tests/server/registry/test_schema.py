@@ -15,7 +15,7 @@ from fleet.federate.rule import read_rule
 from server.registry import Registry, database, open_registry, tables
 from server.registry.database import Database, url_of
 from server.registry.schema import MIGRATIONS, migrate, newest
-from tests.server.registry.filled import Clock, run_round
+from tests.server.registry.filled import Clock, key_of, run_round
 from tests.server.registry.postgres import Postgres
 
 
@@ -135,3 +135,38 @@ def test_a_registry_of_an_earlier_corefleet_is_brought_up_with_all_that_is_in_it
     assert again.replay(1).same
     assert again.releases.memory(1, read_rule("adam:0.1")).steps == 0
     assert again.lease.get() is None
+
+
+def test_a_database_that_keeps_no_utf8_is_refused_with_how_to_make_one() -> None:
+    database.check_encoding("UTF8", "postgresql://fleet@db/registry")
+    for encoding in ("SQL_ASCII", "LATIN1", "", None):
+        with pytest.raises(StorageError) as caught:
+            database.check_encoding(encoding, "postgresql://fleet@db/registry")
+        assert caught.value.code == "registry-encoding"
+        assert "postgresql://fleet@db/registry has the encoding" in caught.value.message
+        assert "ENCODING 'UTF8' TEMPLATE template0" in caught.value.hint
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_postgresql_of_another_encoding_is_refused_at_opening(
+    postgres: Postgres, clock: Clock, encoding: str
+) -> None:
+    name = f"other_{encoding.lower()}"
+    postgres._execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'")
+    with pytest.raises(StorageError, match=f"has the encoding {encoding}") as caught:
+        open_registry(postgres.url(name), clock=clock)
+    assert caught.value.code == "registry-encoding"
+    postgres.drop(postgres.url(name))
+
+
+@pytest.mark.services
+def test_what_the_environment_says_of_encodings_does_not_matter(
+    postgres: Postgres, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    url = postgres.fresh()
+    with open_registry(url, clock=clock) as registry:
+        registry.devices.enroll("küche-物", key_of("x"), actor="anna")
+        assert registry.devices.get("küche-物").name == "küche-物"
+    postgres.drop(url)

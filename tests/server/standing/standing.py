@@ -179,7 +179,7 @@ class Fleet:
             "keyed": False,
             "pid": 7,
             "holder": Holder(host="lab", place="test", pid=7, ticks=len(self.clock.grids)),
-            "gone": lambda holder: True,  # whoever came before was killed
+            "gone": lambda holder, silent_s: True,  # whoever came before was killed
             "version": "test",
         }
         self.service = Service(self.grid, self.registry, World(**{**fields, **world}))

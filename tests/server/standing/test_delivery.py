@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from fleet.federate.proof import proof_of
-from fleet.federate.signing import make_key, public_keys, public_of, verify
+from fleet.federate.proof import plan_signer, proof_of
+from fleet.federate.signing import key_id, make_key, public_keys, public_of, verify
 from fleet.federate.wire import decode_plan, decode_state
 from server.messages import payload_of
+from server.signing import Signer
 from server.standing.delivery import FIRST_PAUSE_S
-from server.standing.start import signer
 from tests.server.registry.filled import OPERATOR
 from tests.server.standing.standing import Answer, Fleet
 
@@ -178,7 +178,7 @@ def test_releases_are_signed_and_carry_their_signature_to_the_devices(quick: Fle
         return declines(message, context)
 
     quick.devices.answers[quick.devices.names[0], "release"] = check
-    quick.start(sign=signer(key))
+    quick.start(sign=Signer(key))
     quick.policy(rounds=1)
     quick.released(1)
     quick.run(lambda: bool(signatures))
@@ -204,6 +204,7 @@ def test_plans_evaluations_and_releases_prove_whose_they_are(quick: Fleet) -> No
             assert proof is not None
             assert proof.parent == release.parent
             assert proof.signer(replace(release, state=state), keys)
+            assert bool(plan_signer(payload.config, keys)) is (kind == "train")
             proven.append((kind, number))
             return quick.devices._honest(kind, careful, message, context)
 
@@ -211,7 +212,7 @@ def test_plans_evaluations_and_releases_prove_whose_they_are(quick: Fleet) -> No
 
     for kind in ("train", "evaluate", "release"):
         quick.devices.answers[careful, kind] = looked(kind)
-    quick.start(sign=signer(key))
+    quick.start(sign=Signer(key))
     quick.policy(rounds=2, evaluate_every=1)
     quick.released(2)
     served(quick, 2)
@@ -223,6 +224,13 @@ def test_plans_evaluations_and_releases_prove_whose_they_are(quick: Fleet) -> No
     served(quick, 1)  # by the signature that it had
     assert ("release", 1) in proven
     assert quick.registry.releases.get(1).signature == signature
+
+
+def test_a_service_keeps_the_public_half_of_each_key_that_it_signed_with(quick: Fleet) -> None:
+    for key in (one := make_key(), two := make_key(), two):
+        quick.start(sign=Signer(key))
+        quick.steps(1)
+    assert list(quick.registry.signers.all()) == [key_id(public_of(key)) for key in (one, two)]
 
 
 def test_a_service_without_a_key_sends_what_it_sent_before(quick: Fleet) -> None:
@@ -241,7 +249,7 @@ def test_a_service_without_a_key_sends_what_it_sent_before(quick: Fleet) -> None
 def test_a_signature_costs_a_plan_240_bytes_and_they_are_counted(quick: Fleet) -> None:
     quick.policy(rounds=1)
     quick.released(1)
-    quick.start(sign=signer(make_key()))
+    quick.start(sign=Signer(make_key()))
     quick.policy(rounds=3)
     quick.released(3)
     costs = [quick.registry.rounds.get(number).traffic["wire_bytes_down"] for number in (2, 3)]

@@ -13,7 +13,7 @@ from tests.server.standing.standing import Fleet
 OTHER = Holder(host="cellar", place="another boot", pid=8, ticks=1)
 
 
-def alive(holder: Holder) -> bool:
+def alive(holder: Holder, silent_s: float) -> bool:
     return False
 
 
@@ -87,7 +87,7 @@ def test_one_that_lost_its_lease_in_a_round_stops_and_the_other_ends_in_the_same
             path = quick.registry.database.path
             assert path is not None
             with open_registry(path, clock=quick.clock) as other:
-                other.for_service().lease.take(OTHER, lambda holder: True)
+                other.for_service().lease.take(OTHER, lambda holder, silent_s: True)
         return result
 
     quick.registry.database.change = change_until_two_updates  # type: ignore[method-assign, assignment]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
-from flwr.app import Message
+from flwr.app import Context, Message
 
 from server.asking import TTL_SLACK_S
 from server.standing.delivery import TELL_S
+from server.standing.judging import AWAY_S, LARGEST_UNDER_WAY, LONGEST_EVALUATION_S
 from server.standing.nodes import STATUS_EVERY_S, STATUS_S
 from simulations.inprocess import InProcessGrid
 from tests.server.registry.filled import OPERATOR
@@ -183,3 +185,134 @@ def test_questions_are_forgotten_when_their_messages_expire(quick: Fleet, mute: 
     quick.grid.wait(STATUS_S + TTL_SLACK_S)
     quick.service.roster.refresh()
     assert quick.service.roster.questions._open == {}
+
+
+def judged_in(quick: Fleet, release: int) -> dict[str, Any]:
+    """Let the service work until a release is judged; return what was said of it."""
+    quick.run(
+        lambda: any(each["release"] == release for each in quick.events("release.evaluated")),
+        steps=int(LONGEST_EVALUATION_S) + 60,
+    )
+    (said,) = [each for each in quick.events("release.evaluated") if each["release"] == release]
+    return said
+
+
+def test_a_device_that_does_not_judge_delays_no_round_and_has_its_reason_in_the_audit(
+    quick: Fleet, mute: Mute
+) -> None:
+    slow = quick.devices.names[2]
+    mute.kinds.add((2, "evaluate"))
+    quick.policy(rounds=2, evaluate_every=1)
+    quick.released(2)
+    assert quick.grid.clock() <= BRIEF_S
+    for release in (1, 2):
+        said = judged_in(quick, release)
+        why = f"no-reply: no answer within {LONGEST_EVALUATION_S:g} s"
+        assert (said["devices"], said["absent"]) == (2, {slow: why})
+        assert sorted(quick.registry.observations.evaluation(release)) == sorted(
+            quick.devices.names[:2]
+        )
+        row = quick.registry.audit.rows(subject=slow)[-1]
+        assert (row.verb, row.subject) == ("release.evaluate", f"release {release}")
+        assert row.detail["absent"] == {slow: why}
+    assert len(asked(mute, 2, "evaluate")) == 2
+
+
+def test_a_device_that_falls_silent_while_it_judges_is_not_waited_for_any_longer(
+    quick: Fleet, mute: Mute
+) -> None:
+    silent = quick.devices.names[2]
+    quick.policy(rounds=1)
+    quick.released(1)
+    quick.grid.wait(STATUS_EVERY_S - 10.0)
+    mute.kinds |= {(2, "query.status"), (2, "evaluate")}
+    order = quick.registry.orders.place("evaluate", {"release": 1}, actor=OPERATOR)
+    began = quick.grid.clock()
+    said = judged_in(quick, 1)
+    assert quick.grid.clock() - began <= 10.0 + STATUS_S + BRIEF_S
+    detail = "silent: online, but 1 time(s) in a row no answer within 30 s"
+    assert (said["devices"], said["absent"]) == (2, {silent: detail})
+    done = quick.registry.orders.get(order.id)
+    assert (done.state.value, done.result["absent"]) == ("done", {silent: detail})
+    again = quick.registry.orders.place("evaluate", {"release": 0}, actor=OPERATOR)
+    quick.steps(1)  # who is known to be silent is not asked
+    assert quick.registry.orders.get(again.id).result["absent"] == {silent: detail}
+
+
+def test_a_device_that_goes_away_while_it_judges_is_waited_for_a_little(
+    quick: Fleet, mute: Mute
+) -> None:
+    away = quick.devices.names[2]
+    quick.policy(rounds=1)
+    quick.released(1)
+    mute.kinds.add((2, "evaluate"))
+    quick.registry.orders.place("evaluate", {"release": 1}, actor=OPERATOR)
+    quick.steps(2)
+    began = quick.grid.clock()
+    quick.offline.add(2)
+    said = judged_in(quick, 1)
+    assert AWAY_S <= quick.grid.clock() - began <= AWAY_S + BRIEF_S
+    assert said["absent"] == {away: f"offline: for {AWAY_S:g} s"}
+
+
+def test_a_late_judgement_counts_while_others_are_waited_for(quick: Fleet, mute: Mute) -> None:
+    quick.policy(rounds=1)
+    quick.released(1)
+    mute.kinds |= {(1, "evaluate"), (2, "evaluate")}
+    quick.registry.orders.place("evaluate", {"release": 1}, actor=OPERATOR)
+    quick.steps(40)
+    assert quick.events("release.evaluated") == []
+    mute.kinds.clear()
+    said = judged_in(quick, 1)
+    assert (said["devices"], said["absent"]) == (3, {})
+
+
+def test_a_device_that_is_revoked_or_fails_while_it_judges_has_no_counts(
+    quick: Fleet, mute: Mute
+) -> None:
+    first, second, _ = quick.devices.names
+    quick.policy(rounds=1)
+    quick.released(1)
+    mute.kinds.add((1, "evaluate"))
+
+    def fails(message: Message, context: Context) -> Message:
+        raise OSError("the sensor is gone")
+
+    quick.devices.answers[first, "evaluate"] = fails
+    quick.registry.orders.place("evaluate", {"release": 1}, actor=OPERATOR)
+    quick.steps(2)
+    quick.registry.devices.revoke(second, why="lost", actor=OPERATOR)
+    said = judged_in(quick, 1)
+    assert said["devices"] == 1
+    assert said["absent"].pop(first).startswith("failed: ")
+    assert said["absent"] == {second: "revoked"}
+
+
+def test_orders_to_judge_wait_for_a_free_place_and_one_release_is_judged_once_at_a_time(
+    quick: Fleet, mute: Mute
+) -> None:
+    quick.policy(rounds=LARGEST_UNDER_WAY)
+    quick.released(LARGEST_UNDER_WAY)
+    mute.kinds.add((2, "evaluate"))
+    wanted = [0, *range(LARGEST_UNDER_WAY + 1)]
+    place = quick.registry.orders.place
+    orders = [place("evaluate", {"release": each}, actor=OPERATOR).id for each in wanted]
+    quick.steps(2)
+    states = [quick.registry.orders.get(each).state.value for each in orders]
+    assert states == ["taken"] * (LARGEST_UNDER_WAY + 1) + ["waiting"]
+    mute.kinds.clear()
+    quick.steps(4)
+    done = [quick.registry.orders.get(each) for each in orders]
+    assert [each.result["devices"] for each in done] == [3] * len(wanted)
+    assert len(asked(mute, 2, "evaluate")) == LARGEST_UNDER_WAY + 1
+
+
+def test_more_devices_than_one_question_may_have_are_asked_one_after_the_other(
+    quick: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick.policy(rounds=1)
+    quick.released(1)
+    monkeypatch.setattr("server.standing.questions.LARGEST_QUESTION", 2)
+    order = quick.registry.orders.place("evaluate", {"release": 1}, actor=OPERATOR)
+    quick.steps(4)
+    assert quick.registry.orders.get(order.id).result["devices"] == 3

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from fleet.errors import FleetError, InputError, StorageError
+from simulations.benchmarks.continual import cell as cell_module
 from simulations.benchmarks.continual import run as run_module
+from simulations.benchmarks.continual.cell import run_cell
 from simulations.benchmarks.continual.estimate import estimate
 from simulations.benchmarks.continual.grid import Cell, cells_of, only_of
 from simulations.benchmarks.continual.rates import Sweep, climb
@@ -360,3 +362,18 @@ def test_rates_are_chosen_by_f1_over_time_and_never_where_training_broke(
     (found,) = read_rates(work, bases_alone)
     assert found["rate"] == rate
     assert [r for r, score in found["scores"].items() if score is None] == [f"{b}" for b in broken]
+
+
+@pytest.mark.parametrize("error", [ValueError("NaN is no number"), ZeroDivisionError("by zero")])
+def test_a_cell_whose_numbers_break_is_refused_and_leaves_no_folder(
+    work: Work, bases_alone: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def breaks(*args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cell_module, "run_periods", breaks)
+    store, cell = Store(bases_alone), work.cells[0]
+    record = run_cell(cell, work.recipe(cell), 0.1, store)
+    assert record["refused"] == f"{type(error).__name__}: {error}"
+    assert (record["row"], record["rate"]) == (None, 0.1)
+    assert not store.run(cell, 0.1).exists()

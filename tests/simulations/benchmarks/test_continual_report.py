@@ -105,6 +105,22 @@ def test_one_block_has_no_interval_and_a_missing_one_no_rank() -> None:
     assert "`core` ‡3/4" in text
 
 
+def test_a_strategy_that_could_never_be_judged_has_no_rank_and_is_nobody_s_rival() -> None:
+    unjudged = made("ffa-lora", [0.0] * 4, bytes_up=100)
+    for record in unjudged:
+        record["row"] |= {"average_f1": None, "worst_decile_f1": None, "f1": [None] * 3}
+    records = [*unjudged, *FULL, *HEAD, *CORE]
+    (found,) = summarise(records)
+    assert (line(found, "ffa-lora").rank, line(found, "core").rank) == (None, 1)
+    assert {pair.rival for pair in found.against_light} == {"fedavg-head"}
+    (ours,) = verdicts([found])
+    assert (ours.first, ours.first_worst) == (1, 1)
+    rows = [row for row in text_of(records, [], HEADER).split("\n") if row.startswith("| `")]
+    names = [row.split("`")[1] for row in rows]
+    assert names.index("ffa-lora") > names.index("fedavg-head"), "the last of its table"
+    assert curves_of(unjudged) == {"ffa-lora": [None] * 3}
+
+
 def test_a_verdict_counts_scenarios(table: Table) -> None:
     (lost,) = summarise(
         [

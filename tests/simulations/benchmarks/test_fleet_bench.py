@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -28,7 +29,7 @@ from simulations.benchmarks.fleet_processes import (
 )
 from simulations.cli.bench import app
 from simulations.cli.bench_fleet import _draw
-from simulations.processes import Finished
+from simulations.processes import Command, Finished
 from tests.server.registry.filled import FIRST, Clock, filled, run_round
 
 OURS = 100
@@ -147,6 +148,46 @@ def test_a_fleet_that_fails_names_its_log(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(bench, "execute", lambda *args, **options: Finished(1, 0.1))
     with pytest.raises(RoundError, match=r"3 agents: exit code 1; see .*3-agents\.txt"):
         bench._measured(tmp_path / "base", 3, tmp_path, 4, 8)
+
+
+def test_the_log_of_a_fleet_that_fails_is_still_there_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bench, "obtain_base", lambda *args: None)
+    monkeypatch.setattr(bench, "save_base", lambda *args: None)
+
+    def fails(command: Command, folder: Path, log: Path, timeout_s: float) -> Finished:
+        log.write_text("why")
+        return Finished(1, 0.1)
+
+    monkeypatch.setattr(bench, "execute", fails)
+    result = CliRunner().invoke(app, ["fleet", "--agents", "3"])
+    assert isinstance(result.exception, RoundError)
+    assert "--out FOLDER" in result.exception.hint
+    log = Path(result.exception.message.rpartition("see ")[2])
+    try:
+        assert log.read_text() == "why"
+    finally:
+        shutil.rmtree(log.parent)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_temporary_folder_is_gone_after_a_bench_and_a_given_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    seen: list[Path] = []
+
+    def done(sizes: list[int], folder: Path, **options: Any) -> dict[str, Any]:
+        seen.append(folder)
+        (folder / "log").touch()
+        return {}
+
+    monkeypatch.setattr(bench, "run", done)
+    flags = ["--out", str(tmp_path / "out")] if given else []
+    result = CliRunner().invoke(app, ["fleet", *flags, "--format", "json"])
+    assert result.exit_code == 0
+    assert seen[0].exists() is given
+    assert CliRunner().invoke(app, ["fleet", *flags, "--format", "json"]).exit_code == given
 
 
 def test_the_table_names_every_kind_that_used_time() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clients.agent.continual import DeviceMemory, Labelled
+from clients.agent import continual as continual_module
+from clients.agent.continual import ContinualDevice, DeviceMemory, Labelled
+from clients.agent.continual_memory import arrival_ids, source_of
 from clients.agent.learner import Workbench
 from clients.agent.probing import PROBE_WINDOWS, for_probe, set_aside
 from fleet.adapt.base import load_base, save_base
@@ -33,9 +36,9 @@ from simulations.progress import Silent
 STEADY = """
 name = "steady"
 about = "Three people, nothing happens."
-periods = 4
+periods = {periods}
 devices = 3
-windows_per_period = 12
+windows_per_period = {windows}
 test_windows_per_period = 4
 {more}
 """
@@ -64,7 +67,10 @@ class Stops(Silent):
 @pytest.fixture(scope="module")
 def base_bytes(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> bytes:
     values = {"data": str(tiny_data), "rank": 2, "base_epochs": 6, "shift": "none"}
-    setting = setting_of(RunConfig.parse(values), parse_scenario(STEADY.format(more=""), "test"))
+    setting = setting_of(
+        RunConfig.parse(values),
+        parse_scenario(STEADY.format(more="", periods=4, windows=12), "test"),
+    )
     people = setting.population
     path = tmp_path_factory.mktemp("base") / "base.safetensors"
     save_base(train_base(setting.config, people, people.source), path)
@@ -79,6 +85,8 @@ def make_run(tmp_path: Path, tiny_data: Path, base_bytes: bytes) -> MakeRun:
         rate: float = 0.05,
         strategy: str = "core",
         more: str = "",
+        periods: int = 4,
+        windows: int = 12,
         **named: Any,
     ) -> ScenarioRun:
         folder = tmp_path / name
@@ -86,7 +94,9 @@ def make_run(tmp_path: Path, tiny_data: Path, base_bytes: bytes) -> MakeRun:
         (folder / "base.safetensors").write_bytes(base_bytes)
         fields = {"data": str(tiny_data), "rank": 2, "batch": 8, "learning_rate": rate}
         config = RunConfig.parse({**fields, "out": str(folder), "shift": "none"})
-        scenario = parse_scenario(STEADY.format(more=more), "test")
+        scenario = parse_scenario(
+            STEADY.format(more=more, periods=periods, windows=windows), "test"
+        )
         return ScenarioRun(config, scenario, (strategy,), **named)
 
     return make
@@ -132,11 +142,14 @@ def test_a_release_that_is_worse_than_the_margin_is_kept_but_not_served(make_run
         assert record["release"] == [0, served.number, served.digest]
         assert {tuple(at) for at in record["serving"].values()} == {(0, served.number)}
         numbers.append(candidate.number)
+        followers = trial["devices"] if worse else record["online"]
+        down = record["traffic"]["bytes_down"]
+        assert down == 4 * candidate.state.layout.size * followers
     assert numbers == [1, 2, 3, 4], "numbers ascend, also after one that is not served"
     assert "below" in refused[0]["candidate"]["reason"]
 
 
-def test_a_gate_that_lets_all_pass_only_costs_windows_and_bytes(make_run: MakeRun) -> None:
+def test_a_gate_that_lets_all_pass_only_costs_windows_and_counts(make_run: MakeRun) -> None:
     gated, plain = ran(make_run("one", options={"gate": 1.0})), ran(make_run("two"))
     assert all(record["candidate"]["promoted"] for record in gated)
     assert all("candidate" not in record for record in plain)
@@ -148,10 +161,9 @@ def test_a_gate_that_lets_all_pass_only_costs_windows_and_bytes(make_run: MakeRu
         }
         classes = 7
         assert more["bytes_up"] == 2 * 8 * classes**2 * trial["devices"]
-        payload = without["traffic"]["bytes_down"] // without["traffic"]["messages_down"]
-        assert more["bytes_down"] == payload * trial["devices"]
+        assert more["bytes_down"] == 0, "who has tried a candidate holds what is served then"
     set_apart = sum(p["labels"] - g["labels"] for p, g in zip(plain, gated, strict=True))
-    assert set_apart == gated[-1]["candidate"]["windows"] > 0
+    assert set_apart > gated[-1]["candidate"]["windows"] > 0, "some of them came again"
 
 
 def test_what_is_set_aside_is_never_trained_on(make_run: MakeRun) -> None:
@@ -164,9 +176,9 @@ def test_what_is_set_aside_is_never_trained_on(make_run: MakeRun) -> None:
     memories = ContinualFolder(run.folder / "core+replay").memories(records[-1])
     for memory in memories.values():
         assert memory.probe is not None
-        assert held_back(memory.probe.ids).all()
+        assert held_back(memory.probe.source).all()
         assert len(memory.replay.ids), "the others are"
-        assert not held_back(memory.replay.ids).any()
+        assert not held_back(source_of(memory.replay.ids)).any()
 
 
 def test_a_window_that_may_be_set_aside_gets_no_pseudo_label_before(make_run: MakeRun) -> None:
@@ -177,7 +189,7 @@ def test_a_window_that_may_be_set_aside_gets_no_pseudo_label_before(make_run: Ma
         devices = setting.continual(one, setting.base(one, None)).devices
         devices.device(0, Workbench(setting.base(one, None)))
         found[name] = len(devices.look(0, 0).unlabelled)
-    every = held_back(np.arange(12, dtype=np.int64))
+    every = held_back(devices.timeline.rows(0, 0))
     assert (found["plain"], found["gated"]) == (12, 12 - every.sum())
     assert every.any()
 
@@ -202,6 +214,70 @@ def test_a_probe_set_is_filled_once_and_windows_stay_on_their_side() -> None:
     np.testing.assert_array_equal(memory.probe.ids, first_held)
     np.testing.assert_array_equal(memory.probe.y, first_held % 3)
     assert not for_probe(memory, np.arange(300, 400, dtype=np.int64)).any(), "full"
+
+
+def test_a_window_that_comes_again_is_set_aside_once_and_never_trained_on() -> None:
+    def known(sources: list[int], period: int) -> Labelled:
+        rows = np.array(sources, np.int64)
+        return Labelled(np.zeros((len(rows), 1, 2), np.float32), rows, arrival_ids(rows, period))
+
+    aside = np.flatnonzero(held_back(np.arange(300, dtype=np.int64)))[: PROBE_WINDOWS + 1].tolist()
+    other = np.flatnonzero(~held_back(np.arange(9, dtype=np.int64)))[:2].tolist()
+    memory = DeviceMemory(Replay.empty(0, "int8", seed=0, device="a"))
+    memory, rest = set_aside(memory, known([aside[0], other[0], aside[0], other[0]], 0))
+    assert rest.source.tolist() == [other[0], other[0]]
+    assert len(set(rest.ids.tolist())) == 2, "two arrivals of one window"
+    memory, rest = set_aside(memory, known([other[1], *aside], 1))
+    assert rest.source.tolist() == [other[1], aside[-1]], "the probe set is full before the last"
+    memory, rest = set_aside(memory, known([*aside, *other], 2))
+    assert rest.source.tolist() == [aside[-1], *other]
+    assert memory.probe is not None
+    assert memory.probe.source.tolist() == aside[:-1]
+
+
+def test_a_person_whose_windows_are_used_up_shows_none_of_its_probe_set_again(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows themselves are compared, over so many periods that each comes several times."""
+    trained = defaultdict[str, set[bytes]](set)
+    real = ContinualDevice.learner
+
+    def spy(self: ContinualDevice, fresh: Labelled, *rest: Any) -> Any:
+        trained[self.name] |= {window.tobytes() for window in fresh.x}
+        return real(self, fresh, *rest)
+
+    monkeypatch.setattr(ContinualDevice, "learner", spy)
+    run = make_run(strategy="core+replay", periods=4, windows=30, options={"gate": 1.0})
+    records = ran(run, "core+replay")
+    for number, memory in ContinualFolder(run.folder / "core+replay").memories(records[-1]).items():
+        assert memory.probe is not None
+        assert len(set(source_of(memory.replay.ids))) < len(memory.replay), "windows came again"
+        judged = {window.tobytes() for window in memory.probe.x}
+        assert judged
+        assert not judged & trained[f"device-{number:05d}"]
+
+
+def test_a_private_core_is_never_trained_on_what_it_is_judged_on_in_any_period(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged, trained = (defaultdict[str, set[bytes]](set) for _ in range(2))
+    real, fresh = continual_module.private_work, defaultdict[str, int](int)
+
+    def spy(*args: Any, device: str, seed: int) -> Any:
+        work = real(*args, device=device, seed=seed)
+        fresh[device] += len(args[3])
+        # Fresh windows as they are; replayed ones have lost digits.
+        new = args[3].ids
+        for found, part in ((judged, work.check), (trained, work.training)):
+            found[device] |= {window.tobytes() for window in part.x[np.isin(part.ids, new)]}
+        return work
+
+    monkeypatch.setattr(continual_module, "private_work", spy)
+    ran(make_run(strategy="core+replay+personal", periods=3, windows=30), "core+replay+personal")
+    for device, number in fresh.items():
+        assert judged[device]
+        assert not judged[device] & trained[device]
+        assert len(judged[device] | trained[device]) < number, "windows came again"
 
 
 def test_a_memory_with_a_probe_set_survives_its_file_form() -> None:

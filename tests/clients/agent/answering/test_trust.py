@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,16 @@ import pytest
 pytest.importorskip("cryptography")
 
 from clients.agent.answering.releases import WANTED
-from clients.agent.pinned import pin
+from clients.agent.pinned import REFUSED, pin
 from clients.agent.serving.kept import KeptRelease
 from clients.link.caller import ask
 from clients.link.records import About, Declined, Request
 from clients.link.service import serve
 from fleet.adapt.base import read_bundle, write_bundle
-from fleet.errors import FleetError, InputError, MismatchError
-from fleet.federate.proof import PROOF_FORMAT, with_proof
+from fleet.errors import FleetError, InputError, MismatchError, StorageError
+from fleet.federate.proof import PROOF_FORMAT, with_plan_proof, with_proof
 from fleet.federate.releases import Release
-from fleet.federate.signing import key_id, make_key, public_keys, public_of, sign
+from fleet.federate.signing import key_id, make_key, public_keys, public_of, sign, sign_plan
 from fleet.federate.wire import Payload
 from tests.clients.agent.answering.devices import (
     NAME,
@@ -54,7 +55,8 @@ def trust(device: Device, state: Path, *keys: bytes) -> None:
 
 
 def message(kind: str, release: Release, key: bytes | None = KEY) -> Payload:
-    return with_proof(MESSAGES[kind](release), release, sign(release, key) if key else "")
+    made = with_proof(MESSAGES[kind](release), release, sign(release, key) if key else "")
+    return with_plan_proof(made, partial(sign_plan, key=key)) if key and kind == "train" else made
 
 
 def with_config(payload: Payload, **values: Any) -> Payload:
@@ -105,6 +107,37 @@ def test_a_release_without_a_signature_is_refused_counted_and_reported(
     assert [each["reason"] for each in turned.said("release.refused")] == ["unsigned-release"]
 
 
+@KINDS
+def test_a_release_taken_after_a_refusal_ends_the_report(
+    pinned: Device, turned: Turned, releases: list[Release], kind: str
+) -> None:
+    turned.seconds = 60.0
+    refused(pinned, kind, message(kind, releases[2], OTHER))
+    health = pinned.ask("query.health", NOTHING).config
+    assert health["release-refused-at-s"] == turned.world().now()
+    pinned.ask(kind, message(kind, releases[2]))
+    health = pinned.ask("query.health", NOTHING).config
+    assert not [name for name in health if name.startswith("release-refused")]
+    assert health["counter.releases-refused.bad-signature"] == 1
+    assert pinned.store.state.get(REFUSED) is None
+
+
+def test_a_release_is_taken_also_where_the_end_of_a_refusal_cannot_be_written(
+    pinned: Device,
+    turned: Turned,
+    releases: list[Release],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refused(pinned, "evaluate", message("evaluate", releases[2], OTHER))
+
+    def full(key: str, value: Any) -> None:
+        raise StorageError("disk-full", "the disk is full", "")
+
+    monkeypatch.setattr(pinned.store.state, "put", full)
+    assert pinned.ask("evaluate", message("evaluate", releases[2]))
+    assert [each["reason"] for each in turned.said("store.refused")] == ["disk-full"]
+
+
 def flipped(text: str, bit: int = 77) -> str:
     content = bytearray.fromhex(text)
     content[bit // 8] ^= 1 << bit % 8
@@ -142,6 +175,55 @@ def test_a_signature_for_other_content_is_refused(
         assert refused(pinned, kind, payload).code == "bad-signature"
 
 
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_plan_without_its_own_signature_is_refused(
+    pinned: Device, releases: list[Release], number: int
+) -> None:
+    start = releases[number]
+    error = refused(pinned, "train", with_proof(train_message(start), start, sign(start, KEY)))
+    assert error.code == "unsigned-plan"
+    assert "Upgrade the server" in error.hint
+    health = pinned.ask("query.health", NOTHING).config
+    assert health["counter.releases-refused.unsigned-plan"] == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": 999},
+        {"learning_rate": 0.050001},
+        {"round": 9},
+        {"seed": 1},
+        {"compression": "int4"},
+    ],
+)
+def test_a_plan_of_which_one_field_was_changed_is_refused(
+    pinned: Device, releases: list[Release], changes: dict[str, Any]
+) -> None:
+    good = message("train", releases[2])
+    forged = train_message(releases[2], **changes).config["plan"]
+    assert forged != good.config["plan"]
+    assert refused(pinned, "train", with_config(good, plan=forged)).code == "bad-plan-signature"
+
+
+def test_a_plan_signed_by_another_key_or_by_a_releases_signature_is_refused(
+    pinned: Device, releases: list[Release]
+) -> None:
+    good = message("train", releases[2])
+    for signature in (
+        sign_plan(str(good.config["plan"]), OTHER),
+        flipped(str(good.config["plan_signature"])),
+        str(good.config["signature"]),
+        "",
+    ):
+        forged = with_config(good, plan_signature=signature)
+        assert refused(pinned, "train", forged).code == "bad-plan-signature"
+
+
+def test_without_a_key_a_plan_needs_no_signature(device: Device, releases: list[Release]) -> None:
+    device.ask("train", with_config(train_message(releases[2]), plan_signature="nothing"))
+
+
 def test_another_format_of_signatures_is_refused_with_which_side_to_upgrade(
     pinned: Device, releases: list[Release]
 ) -> None:
@@ -172,7 +254,8 @@ def test_without_a_key_everything_is_taken_as_it_comes(
 def test_the_base_itself_needs_no_signature_and_nothing_else_passes_for_it(
     pinned: Device, releases: list[Release]
 ) -> None:
-    assert pinned.ask("train", message("train", releases[0], None))
+    plan = with_plan_proof(train_message(releases[0]), partial(sign_plan, key=KEY))
+    assert pinned.ask("train", plan)
     assert pinned.ask("query.release", message("query.release", releases[0], None))
     zero = replace(releases[0], number=7)
     assert refused(pinned, "query.release", message("query.release", zero, None)).code == (
@@ -279,6 +362,23 @@ def test_a_swap_that_was_cut_off_is_not_finished_with_what_nobody_signed(
         device.store.state.put(WANTED, device.serving._take(known).name)
         device.agent.finish()
         assert device.serving.served.number == 1
+
+
+def test_what_waits_for_a_key_counts_no_refusal_however_often_it_is_looked_at(
+    pinned: Device, state: Path, turned: Turned, releases: list[Release]
+) -> None:
+    known = replace(KeptRelease.of_release(releases[1]), signed_by=key_id(public_of(KEY)))
+    pinned.store.state.put(WANTED, pinned.serving._take(known).name)
+    (state / "release-key.pub").rename(state / "away")
+    for _ in range(3):
+        pinned.agent.finish()
+    assert turned.said("release.kept")[-1]["reason"] == "release-key-missing"
+    assert pinned.store.counters.all().keys().isdisjoint({"releases-refused.release-key-missing"})
+    assert pinned.store.state.get(REFUSED) is None
+    (state / "away").rename(state / "release-key.pub")
+    pinned.agent.finish()
+    assert pinned.serving.served is not None
+    assert pinned.serving.served.number == 1
 
 
 @contextmanager

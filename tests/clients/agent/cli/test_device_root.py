@@ -71,7 +71,7 @@ def test_help_lists_every_verb_with_one_line(capsys: pytest.CaptureFixture[str])
 
 def test_the_mapping_names_the_verbs_of_a_device() -> None:
     assert sorted(COMMANDS) == sorted(
-        [*OWN, "ingest", "label", "forget", "infer", "release", "export"]
+        [*OWN, "drift", "ingest", "label", "forget", "infer", "personal", "release", "export"]
     )
     assert set(OWN) <= set(ALL)
 

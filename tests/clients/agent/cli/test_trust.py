@@ -10,13 +10,14 @@ import pytest
 pytest.importorskip("cryptography")
 
 from clients.agent.cli.root import run
-from clients.agent.config import CONFIG_FILE, load_config
+from clients.agent.config import CONFIG_FILE, DeviceConfig, load_config, save_config
 from clients.agent.pinned import COUNTED, RELEASE_KEY, pinned_keys
 from clients.agent.store import open_store
 from fleet.federate.signing import MAX_KEY_BYTES, MOST_KEYS, key_id, make_key, public_of
 from tests.clients.agent.cli.conftest import Json
 
 ONE, TWO = public_of(make_key()), public_of(make_key())
+PAIRS = {"both.pub": ONE + TWO, "turned.pub": TWO + ONE}
 
 
 @pytest.fixture
@@ -60,6 +61,42 @@ def test_init_does_not_change_in_passing_whom_a_device_trusts(
     code, envelope = ask("init", "--release-key", two)
     assert (code, envelope["error_code"]) == (4, "release-key-pinned")
     assert pinned(state) == [key_id(ONE)]
+
+
+def test_an_init_that_is_refused_changes_nothing(
+    ask: Json, state: Path, one: Path, tmp_path: Path
+) -> None:
+    ask("init", "--name", "a", "--release-key", one)
+    before = {path.name: path.read_bytes() for path in state.iterdir()}
+    two = written(tmp_path / "two.pub", TWO)
+    arguments = ("--server", "evil:443", "--supernode-port", 9999, "--release-key", two)
+    code, envelope = ask("init", *arguments)
+    assert (code, envelope["error_code"]) == (4, "release-key-pinned")
+    assert {path.name: path.read_bytes() for path in state.iterdir()} == before
+
+
+def test_init_writes_the_key_before_the_configuration_that_names_it(
+    state: Path, one: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[tuple[str, bool]] = []
+
+    def save(config: DeviceConfig, folder: Path) -> None:
+        saved.append((config.release_key, (folder / RELEASE_KEY).is_file()))
+        save_config(config, folder)
+
+    for module in ("clients.agent.pinned", "clients.agent.cli.settled"):
+        monkeypatch.setattr(f"{module}.save_config", save)
+    assert run(["init", "--name", "a", "--release-key", str(one)]) == 0
+    assert saved == [(RELEASE_KEY, True)]
+
+
+def test_keys_are_the_same_in_any_order(ask: Json, state: Path, one: Path, tmp_path: Path) -> None:
+    both, turned = (written(tmp_path / name, keys) for name, keys in PAIRS.items())
+    ask("init", "--name", "a", "--release-key", both)
+    assert ask("init", "--release-key", turned)[0] == 0
+    code, envelope = ask("trust", turned)
+    assert (code, envelope["data"]["changed"]) == (0, False)
+    assert ask("trust", one)[1]["error_code"] == "not-confirmed"
 
 
 def test_another_key_needs_a_confirmation(
@@ -128,7 +165,7 @@ def test_the_status_says_by_whom_releases_are_taken_and_what_was_refused(
     ask: Json, state: Path, one: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ask("init", "--name", "a")
-    assert ask("status")[1]["data"]["releases"] == {"keys": [], "problem": None}
+    assert ask("status")[1]["data"]["releases"] == {"keys": [], "problem": None, "unsigned": None}
     assert run(["status"]) == 0
     assert "none: releases are not verified" in capsys.readouterr().out
     ask("trust", one)

@@ -9,7 +9,7 @@ pytest.importorskip("cryptography")
 
 from clients.agent.doctor.finding import Result, Subject
 from clients.agent.doctor.releases import check_release_key
-from clients.agent.pinned import COUNTED, RELEASE_KEY, pin
+from clients.agent.pinned import COUNTED, REFUSED, RELEASE_KEY, pin
 from clients.agent.store import open_store
 from clients.agent.store.store import FILE_NAME
 from fleet.federate.signing import make_key, public_keys, public_of
@@ -51,6 +51,23 @@ def test_a_key_that_cannot_be_read_fails_since_no_release_is_taken(
     assert found.fix
 
 
+def test_a_refusal_is_told_until_a_release_is_taken(pinned: Subject) -> None:
+    record = {"number": 2, "reason": "bad-signature", "detail": "of another key", "at_s": 1.0}
+    with open_store(pinned.state, clock=time.time) as store:
+        store.state.put(REFUSED, record)
+        store.counters.add({f"{COUNTED}bad-signature": 3})
+    found = check_release_key(pinned)
+    assert found.result is Result.warn
+    assert found.detail.endswith(
+        "the last that came was refused (bad-signature): of another key;"
+        " refused so far: bad-signature 3"
+    )
+    assert "fleet release verify" in found.fix
+    with open_store(pinned.state, clock=time.time) as store:
+        store.state.put(REFUSED, None)
+    assert check_release_key(pinned).result is Result.ok
+
+
 def test_refused_releases_are_counted(pinned: Subject) -> None:
     with open_store(pinned.state, clock=time.time) as store:
         store.counters.add({"intake.gaps": 5})
@@ -58,7 +75,7 @@ def test_refused_releases_are_counted(pinned: Subject) -> None:
     with open_store(pinned.state, clock=time.time) as store:
         store.counters.add({f"{COUNTED}bad-signature": 3})
     found = check_release_key(pinned)
-    assert found.result is Result.warn
+    assert (found.result, found.fix) == (Result.ok, "")  # releases were taken since
     assert found.detail.endswith("refused so far: bad-signature 3")
     (pinned.state / FILE_NAME).write_bytes(b"no database" * 1000)
     assert check_release_key(pinned).result is Result.ok  # the check of the store says the rest

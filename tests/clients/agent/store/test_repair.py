@@ -11,7 +11,7 @@ from clients.agent.store.database import Database
 from clients.agent.store.schema import MIGRATIONS, migrate
 from clients.agent.store.store import FILE_NAME
 from fleet.errors import StorageError
-from tests.clients.agent.store.windows import SHAPE, TRAIN, batch, opened
+from tests.clients.agent.store.windows import SHAPE, TRAIN, WITHOUT_PERSONAL, batch, opened
 
 COUNT = 300
 PAGE = 4096
@@ -205,7 +205,7 @@ def test_a_store_of_the_first_version_keeps_its_windows_and_gains_checkpoints(
 ) -> None:
     connection = sqlite3.connect(filled(tmp_path))
     connection.executescript(
-        "DROP TABLE residual_people; DROP TABLE residuals;"
+        f"{WITHOUT_PERSONAL} DROP TABLE residual_people; DROP TABLE residuals;"
         "DROP TABLE checkpoint_people; DROP TABLE checkpoints; PRAGMA user_version = 1"
     )
     connection.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from clients.agent.store import residuals
-from tests.clients.agent.store.windows import TRAIN, batch, opened
+from tests.clients.agent.store.windows import TRAIN, WITHOUT_PERSONAL, batch, opened
 
 
 def test_a_residual_is_found_by_its_key_also_after_a_restart(tmp_path: Path) -> None:
@@ -80,7 +80,8 @@ def test_a_store_of_the_second_version_keeps_its_checkpoint_and_gains_residuals(
         path = store.database.path
     connection = sqlite3.connect(path)
     connection.executescript(
-        "DROP TABLE residual_people; DROP TABLE residuals; PRAGMA user_version = 2"
+        f"{WITHOUT_PERSONAL} DROP TABLE residual_people; DROP TABLE residuals;"
+        "PRAGMA user_version = 2"
     )
     connection.close()
     with opened(tmp_path) as store:

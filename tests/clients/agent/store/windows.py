@@ -12,6 +12,10 @@ SHAPE = (2, 8)
 SIZE = 2 * 8 * 4
 TRAIN = SplitRule(kind="train")
 NOW_S = 1_700_000_000.0
+WITHOUT_PERSONAL = (
+    "DROP TABLE personal_people; DROP TABLE personal;"
+    "DROP TABLE personal_checkpoint_people; DROP TABLE personal_checkpoints;"
+)
 
 
 def batch(count: int, *, first: int = 0, seed: int = 0, dtype: str = "float32") -> WindowBatch:

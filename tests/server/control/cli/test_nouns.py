@@ -150,6 +150,9 @@ def test_a_number_is_of_the_registry_and_a_path_is_a_file(
 def test_a_round_is_ordered_and_waited_for(ask: Json, kept: Registry) -> None:
     code, told = ask("round", "start", "--why", "new data")
     assert (code, told["order"]["state"], told["service_alive_at"]) == (0, "waiting", None)
+    assert told["round"] == 3
+    assert ask("round", "wait", "--after", 1)[1]["round"]["round"] == 2
+    assert ask("round", "wait", 2, "--after", 1)[1]["error_code"] == "one-of-both"
     assert [each.verb.value for each in kept.orders.waiting()] == ["start_round"]
     assert ask("round", "abort", "--yes")[1]["error_code"] == "no-open-round"
     assert ask("round", "wait", 2)[1]["round"]["release"] == 2

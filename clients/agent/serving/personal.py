@@ -1,0 +1,117 @@
+"""What a device serves of its own: a release with its private core, beside the release itself.
+
+    STATE/model/personal                        what is served beside which release (JSON)
+    STATE/model/own/NNNNNN-STATE.safetensors    dense kernels of release and private core together
+
+``current`` goes on naming the release, and is what the fleet is told. A note in ``personal`` holds
+for that one release: when another is swapped in, it is void, and the release answers.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from clients.agent.serving.folder import CURRENT, ModelFolder
+from clients.agent.serving.records import PersonalPointer, Pointer
+from fleet.errors import StorageError
+from fleet.files import write_json
+
+__all__ = [
+    "PERSONAL",
+    "note_personal",
+    "personal_of",
+    "present",
+    "withdraw",
+]
+
+PERSONAL = "personal"
+_MAX_BYTES = 4096
+
+
+def personal_of(folder: ModelFolder, current: Pointer | None = None) -> PersonalPointer | None:
+    """Return what is served beside a release; None when the release alone is.
+
+    Args:
+        folder: The model folder.
+        current: The release; None for the one that ``current`` names.
+    """
+    current = folder.readable_pointer(CURRENT) if current is None else current
+    try:
+        with open(folder.path / PERSONAL, "rb") as file:
+            found = PersonalPointer.model_validate_json(file.read(_MAX_BYTES))
+    except (OSError, ValidationError):
+        return None
+    beside = found.beside
+    if current is None or (beside.name, beside.digest) != (current.name, current.digest):
+        return None
+    return found
+
+
+def note_personal(folder: ModelFolder, pointer: PersonalPointer) -> None:
+    """Serve it from now on, by one rename; call it under the folder's lock.
+
+    Raises:
+        StorageError: See :func:`fleet.files.atomic_path`.
+    """
+    write_json(folder.path / PERSONAL, pointer.model_dump(mode="json"))
+    with suppress(OSError):  # what stays is swept the next time
+        _sweep(folder, pointer.own.name)
+
+
+def present(folder: ModelFolder) -> bool:
+    """Tell whether anything lies there that :func:`withdraw` would delete."""
+    return (folder.path / PERSONAL).exists() or bool(_kernels(folder))
+
+
+def withdraw(folder: ModelFolder) -> bool:
+    """Serve the release alone from now on, and delete the kernels; under the folder's lock.
+
+    Returns:
+        Whether anything was there.
+
+    Raises:
+        StorageError: ``personal-not-deleted``.
+    """
+    try:
+        # First the note: nobody reads kernels that none names.
+        note = folder.path / PERSONAL
+        there = note.exists()
+        if there:
+            note.unlink(missing_ok=True)
+            _sync(folder.path)
+        swept = _sweep(folder, "")
+        if swept:
+            _sync(folder.own)
+        return there or bool(swept)
+    except OSError as error:
+        raise StorageError(
+            "personal-not-deleted",
+            f"{error.filename} could not be deleted: {error.strerror}",
+            "Make the folder writable and try again, or delete it by hand.",
+        ) from error
+
+
+def _sweep(folder: ModelFolder, spared: str) -> list[Path]:
+    """Remove kernels that the note does not name."""
+    old = [path for path in _kernels(folder) if path.stem != spared]
+    for path in old:
+        path.unlink(missing_ok=True)
+    return old
+
+
+def _kernels(folder: ModelFolder) -> list[Path]:
+    # Also what a write that was cut off has left: it is of the same people.
+    return [*folder.own.glob("*.safetensors"), *folder.own.glob(".*.tmp")]
+
+
+def _sync(folder: Path) -> None:
+    # A power cut must not bring back what somebody was told is gone.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
