@@ -39,7 +39,7 @@ __all__ = ["ContinualDevice", "DeviceMemory", "Labelled"]
 # Windows that the Fisher information of a release is estimated on, one backward pass each.
 FISHER_WINDOWS = 32
 # With as many windows as this, the statistics of a device count for half.
-PRIOR_WINDOWS = 16
+PRIOR_WINDOWS = 64
 
 
 @dataclass(eq=False)

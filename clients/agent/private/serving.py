@@ -62,11 +62,9 @@ class Shelf:
                 withdraw(self._serving.folder)
                 raise
             pointer = PersonalPointer(beside=current, own=whole.pointer)
+            new = note_personal(self._serving.folder, pointer)
             self._verified = pointer
-            if pointer == before:
-                return False
-            note_personal(self._serving.folder, pointer)
-        return True
+        return new
 
     def clear(self) -> None:
         """Serve the release alone.

@@ -51,15 +51,21 @@ def personal_of(folder: ModelFolder, current: Pointer | None = None) -> Personal
     return found
 
 
-def note_personal(folder: ModelFolder, pointer: PersonalPointer) -> None:
-    """Serve it from now on, by one rename; call it under the folder's lock.
+def note_personal(folder: ModelFolder, pointer: PersonalPointer) -> bool:
+    """Serve it from now on, by one rename, and sweep others; call it under the folder's lock.
+
+    Returns:
+        Whether it was not served before.
 
     Raises:
         StorageError: See :func:`fleet.files.atomic_path`.
     """
-    write_json(folder.path / PERSONAL, pointer.model_dump(mode="json"))
+    new = personal_of(folder) != pointer
+    if new:
+        write_json(folder.path / PERSONAL, pointer.model_dump(mode="json"))
     with suppress(OSError):  # what stays is swept the next time
         _sweep(folder, pointer.own.name)
+    return new
 
 
 def present(folder: ModelFolder) -> bool:

@@ -1,6 +1,6 @@
 """Run as a process: a device that learns for itself, killed at one effect after the other.
 
-    python -m tests.clients.agent.private.cut_off TEMPLATE FOLDER STRIDE
+    python -m tests.clients.agent.private.cut_off TEMPLATE FOLDER STRIDE [FIRST]
 
 TEMPLATE is a device with a private core on release 1 that has taken release 2. The child looks
 (judges, serves, trains, serves again), then forgets the person; it is killed before the n-th SQL
@@ -91,7 +91,7 @@ def end_of(wearer: Wearer) -> str:
     return model.digest
 
 
-def every(template: Path, folder: Path, stride: int) -> dict[str, int]:
+def every(template: Path, folder: Path, stride: int, first: int = 1) -> dict[str, int]:
     """Kill at every ``stride``-th effect; return how many there were, and how many kills."""
     states = [Path(shutil.copytree(template, folder / name)) for name in ("looked", "unbroken")]
     before = held(template)
@@ -110,7 +110,7 @@ def every(template: Path, folder: Path, stride: int) -> dict[str, int]:
     end, acknowledged = forked(lambda acknowledge: killed(states[1], 0, acknowledge))
     assert end == 0, acknowledged
     effects = int(acknowledged[-1].split()[1])
-    for at in range(1, effects + 1, stride):
+    for at in range(first, effects + 1, stride):
         state = Path(shutil.copytree(template, folder / str(at)))
         end, acknowledged = forked(lambda acknowledge, s=state, n=at: killed(s, n, acknowledge))
         assert end == -signal.SIGKILL, (at, end, acknowledged)
@@ -120,7 +120,7 @@ def every(template: Path, folder: Path, stride: int) -> dict[str, int]:
             print(f"effect {at} of {effects}, after {acknowledged}", file=sys.stderr)
             raise
         shutil.rmtree(state)
-    return {"effects": effects, "kills": len(range(0, effects, stride))}
+    return {"effects": effects, "kills": len(range(first, effects + 1, stride))}
 
 
 def carried_digest(template: Path, folder: Path) -> str:
@@ -136,4 +136,4 @@ def carried_digest(template: Path, folder: Path) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(every(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))))
+    print(json.dumps(every(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))))

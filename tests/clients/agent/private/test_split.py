@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from clients.agent.private.split import overlapping, split
+from clients.agent.serving.probe import normalisation_of
 from clients.agent.store.records import Loaded
 from fleet.continual.personal import held_back
 from tests.clients.agent.serving.factories import CHANNELS, RATE_HZ, STRIDE, WINDOW, make_base
@@ -41,6 +42,9 @@ def test_no_window_that_trains_shares_samples_with_one_that_judges(people: tuple
         shares = bool((own & back & (apart < 1.5 * STEP_S)).any())
         assert near[row] == shares, row
     assert 0 < (~back & ~near).sum() < (~back).sum()
+    sides = split(found, np.zeros(150, np.int64), ABOUT, most=1000, rng=drawn())
+    expected = normalisation_of(ABOUT).apply(found.x[~back & ~near])
+    assert np.array_equal(sides.windows.train_x, expected)
 
 
 def test_windows_that_only_touch_are_on_both_sides() -> None:
