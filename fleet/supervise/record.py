@@ -32,6 +32,8 @@ __all__ = [
 RUN_FILE = "run.json"
 LOCK_FILE = "run.lock"
 MAX_BYTES = 64 * 2**10
+# One that is started and refused again and again is up for seconds in between.
+RECOVERED_S = 60.0
 
 IsSame = Callable[[int, int], bool]
 
@@ -170,7 +172,10 @@ def _process_line(name: str, each: Mapping[str, Any]) -> str:
     restarts, reasons = each["restarts"], each["reasons"]
     again = ""
     if restarts:
-        again = f", {restarts} restart{'s' if restarts > 1 else ''} (last: {reasons[-1]})"
+        # The cause of an end that is long over would read as one of now.
+        is_over = each["alive"] and each["up_s"] >= RECOVERED_S
+        last = reasons[-1].partition(":")[0] if is_over else reasons[-1]
+        again = f", {restarts} restart{'s' if restarts > 1 else ''} (last: {last})"
     if not each["alive"]:
         return f"{name} is down{again}"
     return f"{name} {each['pid']}, up {_span(each['up_s'])}{again}"

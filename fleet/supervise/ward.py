@@ -89,6 +89,8 @@ class Spec:
         recycled_on_hangup: Whether SIGHUP to the supervisor recycles it.
         final: Returns the error of an end after which a restart cannot help, else ``None``; given
             the end and the newest lines, newest first.
+        cause: Returns why it ended when nobody asked it to, for people; given the same. ``""``:
+            nothing is known beyond the exit code.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Spec:
     gate: Callable[[], Gate] | None = None
     recycled_on_hangup: bool = False
     final: Callable[[Exit, list[str]], FleetError | None] = field(default=lambda end, lines: None)
+    cause: Callable[[Exit, list[str]], str] = field(default=lambda end, lines: "")
 
 
 class Ward:
@@ -255,6 +258,7 @@ class Ward:
         reason = end.reason(_flower_code(lines))
         if self.course.phase is Phase.UP:
             self.failure = self.spec.final(end, lines)
+            reason = _unasked(reason, end, self.spec.cause(end, lines))
         self._ended(reason)
 
     def _ended(self, reason: str) -> None:
@@ -309,6 +313,12 @@ def _last(child: Child) -> Iterator[bytes]:
         if not chunk:
             return
         yield chunk
+
+
+def _unasked(reason: str, end: Exit, cause: str) -> str:
+    # "exit code 0" reads as success, and it was to go on.
+    reason = "it ended by itself (exit code 0)" if end.status == 0 else reason
+    return f"{reason}: {cause}" if cause else reason
 
 
 def _flower_code(lines: list[str]) -> int | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fleet.errors import InputError
+from server.registry.keys import NEW_KEY
 
 if TYPE_CHECKING:
     from server.flower_control import Control, Node
@@ -79,7 +80,7 @@ def _check_free(nodes: list[Node], device: str, key: bytes) -> None:
             raise InputError(
                 "key-known",
                 f"that key is {node.name or node.node_id}'s ({node.state}){again}",
-                "Make a new key on the device for another name, or see: fleet device list --all",
+                f"{NEW_KEY}; see also: fleet device list --all",
             )
         if same and node.key != key:
             raise InputError(

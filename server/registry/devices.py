@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 from fleet.errors import InputError
 from fleet.federate.records import DeviceStatus
 from server.registry import tables
-from server.registry.keys import fingerprint
+from server.registry.keys import NEW_KEY, fingerprint
 from server.registry.ledger import Ledger, Outcome, canonical, checked_text
 from server.registry.records import Device, DeviceState
 from server.registry.rows import checked_release, cleaned, devices_of, done
@@ -195,7 +195,7 @@ class Devices:
                 raise InputError(
                     "device-revoked",
                     f"{name} was revoked; a revoked key never comes back",
-                    f"Enroll it by a new key: fleet device enroll {name}",
+                    f"{NEW_KEY}.",
                 )
 
         asked = {"device": name, "why": cleaned(why)}
@@ -263,7 +263,7 @@ def _check_new(connection: Connection, name: str, before: tuple[Device, ...], di
         raise InputError(
             "key-enrolled",
             f"the key {digest[:16]}… is or was {owner}'s; every enrolment has a key of its own",
-            "Make a new pair on the device: fleet-device enroll",
+            f"{NEW_KEY}.",
         )
 
 

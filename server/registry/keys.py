@@ -8,10 +8,15 @@ import hashlib
 
 from fleet.errors import InputError
 
-__all__ = ["LARGEST_KEY", "fingerprint"]
+__all__ = ["LARGEST_KEY", "NEW_KEY", "fingerprint"]
 
 LARGEST_KEY = 8192
 """Characters of a public key."""
+NEW_KEY = (
+    "On the device move node-key and node-key.pub aside, then: fleet-device init; "
+    "enrol the new node-key.pub under the same name"
+)
+"""The next step where a key is another's, or was revoked."""
 
 
 def fingerprint(public_key: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import (
@@ -12,6 +13,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from fleet.errors import InputError
 from fleet.federate.compress import Encoding
@@ -25,6 +27,8 @@ LARGEST_NAMES = 32
 ON_ORDER = "on order only"
 """Why a service idles whose policy sets no pace."""
 DIGEST_OF = "fleet base show FILE --format json"
+DIGITS = 64
+DIGEST = re.compile(f"[0-9a-f]{{{DIGITS}}}")
 LONGEST_DEADLINE_S = 7 * 24 * 3600.0
 """A round that is open longer keeps everybody from the next one."""
 
@@ -68,7 +72,7 @@ class FleetPolicy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    base: str = Field(pattern=r"^[0-9a-f]{64}$")
+    base: str
     method: str = Field(default="core", min_length=1, max_length=64)
     rank: int = Field(default=4, ge=1)
     rule: str = MEAN.text
@@ -96,6 +100,14 @@ class FleetPolicy(BaseModel):
     rounds: int = Field(default=0, ge=0, le=100_000_000)
     auto_promote: bool = True
     evaluate_every: int = Field(default=0, ge=0)
+
+    @field_validator("base")
+    @classmethod
+    def _is_digest(cls, text: str) -> str:
+        if not DIGEST.fullmatch(text):
+            told = "64 hex digits, the base's digest (`fleet base list`), not {found}"
+            raise PydanticCustomError("base-digest", told, {"found": repr(text[:DIGITS])})
+        return text
 
     @field_validator("rule")
     @classmethod

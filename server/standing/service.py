@@ -33,7 +33,7 @@ from server.registry.replay import recorded_rule
 from server.registry.upcoming import next_round
 from server.standing.collecting import ACTOR, Collection
 from server.standing.delivery import Deliveries
-from server.standing.eligibility import History, eligible
+from server.standing.eligibility import Absent, History, eligible
 from server.standing.judging import LONGEST_EVALUATION_S, Judges
 from server.standing.nodes import Roster
 from server.standing.ordering import Desk
@@ -330,11 +330,13 @@ class Service:
         absent: dict[str, Absence],
     ) -> None:
         first = [f"{d}: {each.reason}" for d, each in list(absent.items())[:SHOWN]]
+        gone = any(each.reason == Absent.revoked.value for each in absent.values())
+        step = "fleet device list --all" if gone else "fleet device list"
         why = f"round {number} needs {needed} eligible device(s), {there} are"
         if order is not None and self.roster.introducing():
             self.desk.start = order  # nobody is held up by that: there is no round to open
             return
-        self._wait_for(order, f"{why} ({', '.join(first)})" if first else why, "fleet device list")
+        self._wait_for(order, f"{why} ({', '.join(first)})" if first else why, step)
 
     def _let_pass(self, seconds: float) -> None:
         self.world.wait(seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import importlib.util
 import os
+import shlex
 import shutil
 import stat
 from pathlib import Path
@@ -88,7 +89,7 @@ def init(
         "server": config.server,
         "release_key": config.release_key,
     }
-    emit(data, form, lambda console: _show(console, data, _next(config)))
+    emit(data, form, lambda console: _show(console, data, _next(config, state / PUBLIC_KEY)))
 
 
 init.examples = (  # type: ignore[attr-defined]  # the root prints it under the help
@@ -183,10 +184,11 @@ def _check_given(*files: Path | None) -> None:
             raise InputError("file-missing", f"there is no file {given}", "")
 
 
-def _next(config: DeviceConfig) -> str:
+def _next(config: DeviceConfig, key: Path) -> str:
     if not config.server:
         return "Next: fleet-device ingest FILE --person NAME"
-    return f"Next, on the server: fleet device enroll {PUBLIC_KEY} --name {config.name}"
+    words = ["fleet", "device", "enroll", str(key), "--name", config.name]
+    return f"Next, on the server: {shlex.join(words)}"
 
 
 def _install_base(base: Path, state: Path) -> None:

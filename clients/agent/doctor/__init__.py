@@ -11,6 +11,8 @@ from pathlib import Path
 
 from clients.agent.config import load_config
 from clients.agent.doctor.clock import check_clock
+from clients.agent.doctor.enrolled import CONNECT_LIMIT_S as ENROLLED_LIMIT_S
+from clients.agent.doctor.enrolled import check_enrolled
 from clients.agent.doctor.finding import Check, Finding, Result, Subject, run_check
 from clients.agent.doctor.integrity import MODEL_LIMIT_S, check_model, check_store
 from clients.agent.doctor.keys import check_certificate, check_key
@@ -40,6 +42,7 @@ CHECKS: tuple[Check, ...] = (
     Check("certificate", LOCAL_LIMIT_S, check_certificate),
     Check("release-key", LOCAL_LIMIT_S, check_release_key),
     Check("server", CONNECT_LIMIT_S + SLACK_S, check_server),
+    Check("enrolled", ENROLLED_LIMIT_S + SLACK_S, check_enrolled),
     Check("store", LOCAL_LIMIT_S, check_store),
     Check("torch", TORCH_LIMIT_S + SLACK_S, check_torch),
     Check("model", MODEL_LIMIT_S + SLACK_S, check_model),

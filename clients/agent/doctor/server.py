@@ -92,9 +92,9 @@ def _leave(connection: socket.socket, deadline: float) -> None:
 
 
 def _skew(connection: socket.socket, host: str, deadline: float) -> float | None:
-    """Ask for headers; a server that says no time, or nothing at all, is no failure."""
+    """Ask for its health, read the headers; a server that says no time is no failure."""
     try:
-        request = f"HEAD {HEALTH} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        request = f"GET {HEALTH} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
         asked = time.time()
         connection.sendall(request.encode("ascii"))
         content = b""

@@ -12,6 +12,7 @@ from typing import Any
 
 from clients.agent.config import DeviceConfig
 from clients.agent.doctor.clock import kept_by_ntp
+from clients.agent.refused import refusal_of
 from clients.agent.service import (
     agent_command,
     agent_environment,
@@ -120,6 +121,7 @@ def _supernode(config: DeviceConfig, state: Path, environment: Mapping[str, str]
         wear=None if nights is None else partial(NightlyWear, nights),
         gate=lambda: ClockGate(limit_s, lambda: kept_by_ntp(CLOCK_ASK_S)),
         recycled_on_hangup=True,
+        cause=refusal_of,
     )
 
 

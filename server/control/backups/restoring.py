@@ -28,6 +28,7 @@ from server.control.backups.archive import (
     RELEASE_PUBLIC,
     Manifest,
 )
+from server.control.backups.change import Change
 from server.control.backups.reading import unpacked
 from server.control.backups.surveys import Survey, survey
 from server.registry import open_registry
@@ -74,13 +75,10 @@ class Staged:
         return _alive(self.folder)
 
     @property
-    def forgets(self) -> dict[str, list[str]]:
-        """What was revoked here since the backup, and would be let in again."""
-        if self.before is None:
-            return {"revoked_devices": [], "revoked_certificates": []}
-        devices = set(self.before.revoked_devices) - set(self.brings.revoked_devices)
-        serials = set(self.before.revoked_certificates) - set(self.brings.revoked_certificates)
-        return {"revoked_devices": sorted(devices), "revoked_certificates": sorted(serials)}
+    def change(self) -> Change:
+        """Whose keys get in after it, and whose do no more."""
+        hidden = self.before is None and REGISTRY_FILE in self.moved
+        return Change(self.before, self.brings, hidden)
 
     @property
     def replaces(self) -> str:
@@ -91,11 +89,6 @@ class Staged:
         if REGISTRY_FILE in self.moved:
             there = self.before.text if self.before else "a registry that cannot be read"
             words += f"; the registry: {there}; the backup: {self.brings.text}"
-        forgets = self.forgets
-        if forgets["revoked_devices"]:
-            words += f"; lets in again: {', '.join(forgets['revoked_devices'])}"
-        if count := len(forgets["revoked_certificates"]):
-            words += f"; makes {count} revoked certificate{'s' * (count > 1)} of operators good"
         return words
 
     @property
@@ -120,7 +113,7 @@ class Staged:
             "brings": self.brings.record(),
             "before": self.before and self.before.record(),
             "moved": list(self.moved),
-            "forgets": self.forgets,
+            **self.change.record(),
             "lacking": self.lacking,
             "running": self.running,
         }

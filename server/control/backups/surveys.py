@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from server.control.operators import revoked_serials
 from server.registry import chain, tables
@@ -24,7 +25,8 @@ class Survey:
         rounds: Attempts.
         releases: Releases.
         seq: Number of the audit's last row.
-        revoked_devices: By name.
+        admitted: Device by the fingerprint of its key, of all whose key is good.
+        refused: Fingerprints of all keys that were revoked.
         revoked_certificates: Of operators, by serial number.
     """
 
@@ -32,7 +34,8 @@ class Survey:
     rounds: int
     releases: int
     seq: int
-    revoked_devices: tuple[str, ...] = ()
+    admitted: Mapping[str, str] = field(default_factory=dict)
+    refused: frozenset[str] = frozenset()
     revoked_certificates: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
@@ -63,11 +66,22 @@ def survey(path: Path) -> Survey:
                 int(connection.execute(select(func.count()).select_from(table)).scalar_one())
                 for table in (tables.devices, tables.rounds, tables.releases)
             ]
-            kept = tables.devices.c
-            gone = select(kept.name).where(kept.state == "revoked").order_by(kept.name)
-            names = tuple(connection.execute(gone).scalars())
             seq, _ = chain.head(connection)
             devices, rounds, releases = counts
-            return Survey(devices, rounds, releases, seq, names, revoked_serials(connection))
+            good, revoked = _admitted(connection), _refused(connection)
+            serials = revoked_serials(connection)
+            return Survey(devices, rounds, releases, seq, good, revoked, serials)
     finally:
         database.close()
+
+
+def _admitted(connection: Connection) -> dict[str, str]:
+    kept = tables.devices.c
+    found = select(kept.fingerprint, kept.name).where(kept.state != "revoked")
+    return {row.fingerprint: row.name for row in connection.execute(found)}
+
+
+def _refused(connection: Connection) -> frozenset[str]:
+    kept = tables.device_keys.c
+    found = select(kept.fingerprint).where(kept.revoked_at_s.is_not(None))
+    return frozenset(connection.execute(found).scalars())

@@ -58,4 +58,6 @@ def verify(
     with reach.open() as verbs:
         data = verbs.ask(r.AuditVerify(seq=seq, hash=hash_)).data
     text = f"sound up to row {data['seq']}\nhash {data['hash']}"
+    if data["written_down"] is not None:
+        text += f"\nrow {data['written_down']} is the one that you wrote down"
     emit(data, form, lambda console: told(console, text))

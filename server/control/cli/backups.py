@@ -99,9 +99,9 @@ def restore(
 
 
 def _confirm(found: Staged, file: Path, yes: bool) -> None:
-    text = f"restore {file}: {found.replaces}"
     if not found.replaces or yes:
         return
+    text = "\n".join([f"restore {file}: {found.replaces}", *found.change.warnings])
     if not (sys.stdin.isatty() and typer.confirm(f"{text}. Do it?", err=True)):
         raise InputError("not-confirmed", f"not confirmed: {text}", "To do it, add --yes.")
 
@@ -111,6 +111,8 @@ def _restored(console: Console, found: Staged, data: dict[str, Any]) -> None:
     told(console, f"{did} {found.brings.text}, as of {data['made_at']}, into {data['folder']}")
     if found.replaces:
         told(console, f"{'would move' if data['dry_run'] else 'moved'} aside: {found.replaces}")
+    for line in found.change.warnings:
+        told(console, line)
     if data["lacking"]:
         told(
             console,

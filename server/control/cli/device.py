@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,8 +20,11 @@ from server.control.cli.asking import (
 )
 from server.control.cli.reaching import reaching
 from server.control.cli.render import Format, FormatOption, emit
-from server.control.cli.tables import draw, lines, told
+from server.control.cli.tables import draw, lines, quiet, told
 from server.control.reach import Reach
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["app"]
 
@@ -64,7 +68,14 @@ def list_(
     """List devices: state, link (online, offline), what each serves and should serve."""
     with reach.open() as verbs:
         data = verbs.ask(r.DeviceList(tag=tag, state=_state(state), revoked=every)).data
-    emit(data, form, lambda console: draw(console, data["devices"], COLUMNS))
+
+    def printed(console: Console) -> None:
+        draw(console, data["devices"], COLUMNS)
+        # One that never ran is no news: a server without rounds of its own has devices too.
+        if data["service_ran"] and (warning := quiet(data, "this is how they were")):
+            told(console, warning)
+
+    emit(data, form, printed)
 
 
 @app.command(epilog="Example:\n\nfleet device show kitchen-1")
@@ -103,7 +114,7 @@ def quarantine(
     with reach.open() as verbs:
         data = confirmed(verbs, asked, f"quarantine {device}", yes).data
     done = "would be" if dry_run else "is"
-    text = f"{device} {done} in quarantine; touches {reach_of(data['touches'])}"
+    text = f"{device} {done} in quarantine; {_reach(data, dry_run)}"
     emit(data, form, lambda console: told(console, text))
 
 
@@ -173,7 +184,7 @@ def revoke(
     with reach.open() as verbs:
         data = confirmed(verbs, asked, f"revoke {device}", yes).data
     done = "would be revoked" if dry_run else "is revoked"
-    text = f"{device} {done}; touches {reach_of(data['touches'])}"
+    text = f"{device} {done}; {_reach(data, dry_run)}"
     emit(data, form, lambda console: told(console, text))
 
 
@@ -194,6 +205,14 @@ def tag(
         data = verbs.ask(asked).data
     text = f"{device} has the tags {', '.join(data['device']['tags']) or '-'}"
     emit(data, form, lambda console: told(console, text))
+
+
+def _reach(data: Mapping[str, Any], dry_run: bool) -> str:
+    """Return what was touched, and that no round can open any more where that is so."""
+    text = f"{'would touch' if dry_run else 'touched'} {reach_of(data['touches'])}"
+    if data["shortage"]:
+        text += f"\nWARNING: {data['shortage']['sentence']}; next: {data['shortage']['next']}"
+    return text
 
 
 def _state(state: str) -> str:

@@ -24,7 +24,7 @@ from server.control.cli.asking import (
 )
 from server.control.cli.reaching import reaching
 from server.control.cli.render import Format, FormatOption, emit
-from server.control.cli.tables import draw, lines, told, word
+from server.control.cli.tables import draw, lines, quiet, told, word
 from server.control.reach import Reach
 
 __all__ = ["app"]
@@ -271,6 +271,11 @@ def _moved(reach: Reach, asked: r.Destruction, what: str, yes: bool, form: Forma
         data = confirmed(verbs, asked, what, yes).data
     done = "would touch" if asked.dry_run else "touched"
     text = f"{what}: {done} {reach_of(data['touches'])}"
+    if not data["changed"]:
+        state = "was withdrawn" if isinstance(asked, r.ReleaseWithdraw) else "is the fleet's"
+        text = f"release {data['release']['number']} {state} already"
+    elif "service" in data:
+        text = f"{text}\n{quiet(data, 'no device is told')}".rstrip()
     emit(data, form, lambda console: told(console, text))
 
 

@@ -21,7 +21,7 @@ from server.control.cli.asking import (
 )
 from server.control.cli.reaching import reaching
 from server.control.cli.render import Format, FormatOption, emit
-from server.control.cli.tables import draw, lines, room, table, told
+from server.control.cli.tables import draw, lines, quiet, room, table, told
 from server.control.reach import Reach
 
 if TYPE_CHECKING:
@@ -152,7 +152,8 @@ def start(reach: Reach, reason: WhyOption = "", form: FormatOption = Format.tabl
     """Order a round now; the service opens it. Prints its number, for `fleet round wait`."""
     with reach.open() as verbs:
         data = verbs.ask(r.RoundStart(key=fresh_key(), why=reason)).data
-    text = f"round {data['round']} is {_ordered(data)}\nnext: fleet round wait {data['round']}"
+    text = f"round {data['round']} is {_ordered(data)}"
+    text += "\n" + (quiet(data, "the order waits") or f"next: {data['next']}")
     emit(data, form, lambda console: told(console, text))
 
 
@@ -172,7 +173,9 @@ def abort(
     with reach.open() as verbs:
         data = confirmed(verbs, asked, "abort the open round", yes).data
     touches = reach_of(data["touches"])
-    text = f"would touch {touches}" if dry_run else f"{_ordered(data)}; touches {touches}"
+    text = f"would touch {touches}"
+    if not dry_run:
+        text = f"{_ordered(data)}; touched {touches}\n{quiet(data, 'the order waits')}".rstrip()
     emit(data, form, lambda console: told(console, text))
 
 

@@ -96,6 +96,7 @@ app.command(epilog=RESTORE_EXAMPLES)(restore)
 def status(folder: FolderOption = DEFAULT_FOLDER, form: FormatOption = Format.table) -> None:
     """Show what runs, whether it answers, and until when its certificate is good."""
     from fleet.supervise.record import standing, standing_line
+    from server.control.verbs.life import UP
     from server.service.authority import expiry_of
     from server.service.config import load_config
     from server.service.folder import read_bytes
@@ -108,6 +109,7 @@ def status(folder: FolderOption = DEFAULT_FOLDER, form: FormatOption = Format.ta
     running = run is not None and bool(run["running"])
     health = f"https://{config.superlink_address}/health"
     lives = standing_of(place) if config.service.standing else None
+    stopped = lives["next"] == UP if lives else not running
     expiry = expiry_of(read_bytes(config.certificate_path(place)))
     data = {
         "folder": str(place.path),
@@ -118,6 +120,7 @@ def status(folder: FolderOption = DEFAULT_FOLDER, form: FormatOption = Format.ta
         "standing": lives,
         "control": config.control.listen,
         "run": run,
+        "next": UP if stopped else "",
     }
 
     def show(console: Console) -> None:
@@ -127,6 +130,8 @@ def status(folder: FolderOption = DEFAULT_FOLDER, form: FormatOption = Format.ta
         lines["certificate"] = f"until {expiry:%Y-%m-%d}"
         lines["service"] = standing_line_of(lives)
         lines["control"] = config.control.listen or "none"
+        if stopped:
+            lines["next"] = UP
         for name, value in lines.items():
             console.print(f"{name:<12} {value}", highlight=False, soft_wrap=True, markup=False)
 

@@ -16,6 +16,7 @@ from fleet.commands import error_envelope
 from fleet.errors import FleetError
 from server.control.cli.folder import FolderOption, folder_of, now
 from server.control.cli.render import Format, FormatOption
+from server.service.done import Done, done_in
 from server.service.folder import DEFAULT_FOLDER, ServerFolder
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ __all__ = ["UP_EXAMPLES", "up"]
 UP_EXAMPLES = (
     "Examples:\n\nfleet server up\n\nfleet server up --verbose\n\nfleet server up --format json"
 )
+
+
+_BASE = "  its base:     fleet base install base.safetensors"
 
 
 def up(
@@ -110,28 +114,33 @@ def _event_of(line: str) -> dict[str, Any] | None:
 
 
 def _welcome(config: ServerConfig, folder: ServerFolder) -> str:
+    done = done_in(folder) if config.service.standing else Done()
     where = "" if folder.path == folder_of(DEFAULT_FOLDER).path else f" --folder {folder.path}"
     # A folder of a server before there were signatures has no such file until the next init.
     public = folder.release_public
     pinned = f" --release-key {public}" if public.is_file() else ""
-    return (
-        f"devices can come to {config.address}\n"
+    joining = (
         "  on a device:  fleet-device init --name NAME"
-        f" --server {config.address} --root-certificate {folder.authority}{pinned}\n"
-        f"  then here:    fleet device enroll NODE-KEY.PUB --name NAME{where}\n"
-        f"  see them:     fleet device list{where}\n"
-        f"{_rounds(config, where)}\n"
-        "  Ctrl-C ends the server."
+        f" --server {config.address} --root-certificate {folder.authority}{pinned}",
+        f"  then here:    fleet device enroll NODE-KEY.PUB --name NAME{where}",
     )
+    lines = [
+        f"devices can come to {config.address}",
+        *(() if done.device else joining),
+        f"  see them:     fleet device list{where}",
+        *_rounds(config, where, done),
+        "  Ctrl-C ends the server.",
+    ]
+    return "\n".join(lines)
 
 
-def _rounds(config: ServerConfig, where: str) -> str:
+def _rounds(config: ServerConfig, where: str, done: Done) -> list[str]:
     if not config.service.standing:
-        return f"  start rounds: fleet server start-run{where}"
-    return (
-        f"  its base:     fleet base install base.safetensors{where}\n"
-        f"  start rounds: fleet policy set base=DIGEST every_s=60{where}"
-    )
+        return [f"  start rounds: fleet server start-run{where}"]
+    if done.policy:
+        return [f"  a round:      fleet round start{where}"] if done.on_order else []
+    policy = f"  start rounds: fleet policy set base=DIGEST every_s=60{where}"
+    return [policy] if done.base else [_BASE + where, policy]
 
 
 def _teller(form: Format) -> Callable[[Told], None]:

@@ -8,12 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["draw", "lines", "room", "table", "told", "word"]
+__all__ = ["draw", "lines", "quiet", "room", "table", "told", "word"]
 
 NONE = "-"
 # Off a terminal nothing is folded: a script that reads tables finds each row in one line.
 WIDE = 10_000
 DIGEST_SHOWN = 16
+ALIVE = "alive"
 
 
 def word(value: Any, name: str = "") -> str:
@@ -63,6 +64,18 @@ def lines(console: Console, values: Mapping[str, Any], names: Sequence[str]) -> 
 def told(console: Console, text: str) -> None:
     """Print a sentence as it is."""
     console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def quiet(data: Mapping[str, Any], what: str) -> str:
+    """Return a warning that nobody is there to act; empty while the service lives.
+
+    Args:
+        data: An answer with ``service`` and ``next``.
+        what: What comes of that, e.g. ``nobody takes the order``.
+    """
+    if data["service"] == ALIVE:
+        return ""
+    return f"WARNING: the service {data['service']}, so {what}; next: {data['next']}"
 
 
 def _escaped(row: Mapping[str, Any], key: str) -> Any:

@@ -86,7 +86,8 @@ def audit_verified(fleet: Fleet, actor: str, asked: r.AuditVerify) -> Answer:
             "Give both: --seq N --hash HASH",
         )
     head = fleet.registry.audit.verify(Head(asked.seq, asked.hash) if asked.seq else None)
-    return Answer({"sound": True, "seq": head.seq, "hash": head.hash})
+    given = asked.seq or None
+    return Answer({"sound": True, "seq": head.seq, "hash": head.hash, "written_down": given})
 
 
 def backup(fleet: Fleet, actor: str, asked: r.RegistryBackup) -> Answer:

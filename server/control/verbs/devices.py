@@ -8,6 +8,8 @@ from fleet.errors import FleetError, InputError
 from server.control import requests as r
 from server.control.seam import Answer
 from server.control.verbs.fleet import Fleet
+from server.control.verbs.life import life
+from server.control.verbs.shortage import shortage
 from server.control.verbs.shown import shown_device
 from server.control.verbs.touched import rounds_of, touched
 from server.control.verbs.why import sentence
@@ -41,7 +43,7 @@ def listed(fleet: Fleet, actor: str, asked: r.DeviceList) -> Answer:
         for device in found
         if asked.state or asked.revoked or device.state is not DeviceState.revoked
     ]
-    return Answer({"devices": shown})
+    return Answer({"devices": shown, **life(fleet).record()})
 
 
 def show(fleet: Fleet, actor: str, asked: r.DeviceShow) -> Answer:
@@ -166,4 +168,5 @@ def _destroyed(
     fleet: Fleet, device: Device, asked: r.Destruction, reach: dict[str, object]
 ) -> Answer:
     shown = shown_device(device, fleet.registry.releases.current())
-    return Answer({"dry_run": asked.dry_run, "touches": reach, "device": shown})
+    data = {"dry_run": asked.dry_run, "touches": reach, "device": shown}
+    return Answer({**data, "shortage": shortage(fleet, device)})

@@ -14,6 +14,7 @@ from fleet.federate.signing import public_keys, verify
 from server.control import requests as r
 from server.control.seam import Answer
 from server.control.verbs.fleet import Fleet
+from server.control.verbs.life import life
 from server.control.verbs.pinning import pinned
 from server.control.verbs.shown import shown_release
 from server.control.verbs.touched import moved_by, rounds_of, touched
@@ -165,12 +166,13 @@ def pin(fleet: Fleet, actor: str, asked: r.ReleasePin) -> Answer:
 def withdraw(fleet: Fleet, actor: str, asked: r.ReleaseWithdraw) -> Answer:
     """Forbid that devices are moved to a release."""
     row = fleet.registry.releases.get(asked.release)
+    changed = row.withdrawn is None
     pinned = [each.name for each in fleet.registry.devices.all() if each.pinned == row.number]
     if not asked.dry_run:
         row = fleet.registry.releases.withdraw(
             row.number, why=asked.why, actor=actor, key=asked.key
         )
-    return _destroyed(fleet, row, asked, touched(pinned, [row.number]))
+    return _destroyed(fleet, row, asked, touched(pinned, [row.number]), changed)
 
 
 def _moved(fleet: Fleet, actor: str, asked: r.Destruction, number: int) -> Answer:
@@ -181,14 +183,16 @@ def _moved(fleet: Fleet, actor: str, asked: r.Destruction, number: int) -> Answe
     reach = touched(moved_by(fleet, row, following), [*left, number], rounds_of(fleet))
     if not asked.dry_run:
         row = releases.promote(number, why=asked.why, actor=actor, key=asked.key)
-    return _destroyed(fleet, row, asked, reach)
+    told = _destroyed(fleet, row, asked, reach, number not in left)
+    return Answer({**told.data, **life(fleet).record()})
 
 
 def _destroyed(
-    fleet: Fleet, row: ReleaseRow, asked: r.Destruction, reach: dict[str, Any]
+    fleet: Fleet, row: ReleaseRow, asked: r.Destruction, reach: dict[str, Any], changed: bool
 ) -> Answer:
     shown = shown_release(row, fleet.registry.releases.current())
-    return Answer({"dry_run": asked.dry_run, "touches": reach, "release": shown})
+    data = {"dry_run": asked.dry_run, "touches": reach, "changed": changed, "release": shown}
+    return Answer(data)
 
 
 def _chosen(fleet: Fleet, asked: r.ReleasePin) -> list[Device]:

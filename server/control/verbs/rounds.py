@@ -10,6 +10,7 @@ from server.control.seam import Answer
 from server.control.verbs.counts import answers_of
 from server.control.verbs.distance import distance
 from server.control.verbs.fleet import Fleet
+from server.control.verbs.life import life
 from server.control.verbs.ordered import last_order, shown_order
 from server.control.verbs.shown import shown_round, utc
 from server.control.verbs.touched import touched
@@ -75,7 +76,10 @@ def start(fleet: Fleet, actor: str, asked: r.RoundStart) -> Answer:
     """Order a round now; tells which number it has if no other one is opened before."""
     order = fleet.registry.orders.place(Verb.start_round, {}, actor=actor, key=asked.key)
     number = _ordered(fleet, order)
-    return Answer({"order": shown_order(order), "round": number, "service_alive_at": _alive(fleet)})
+    found = life(fleet)
+    data = {"order": shown_order(order), "round": number, "service_alive_at": _alive(fleet)}
+    step = {"next": found.next or f"fleet round wait {number}"}
+    return Answer({**data, **found.record(), **step})
 
 
 def abort(fleet: Fleet, actor: str, asked: r.RoundAbort) -> Answer:
@@ -96,6 +100,7 @@ def abort(fleet: Fleet, actor: str, asked: r.RoundAbort) -> Answer:
         why = asked.why or "aborted by an operator"
         order = orders.place(Verb.abort_round, {"reason": why}, actor=actor, key=asked.key)
         data |= {"order": shown_order(order), "service_alive_at": _alive(fleet)}
+        data |= life(fleet).record()
     return Answer(data)
 
 

@@ -6,10 +6,14 @@ from typing import Any
 
 from server.control.verbs.counts import weight_in
 from server.control.verbs.fleet import Fleet
+from server.control.verbs.life import life
 from server.control.verbs.shown import should_serve, utc
 from server.registry.records import Device, RoundRow, RoundState
 
-__all__ = ["sentence"]
+__all__ = ["USUAL_S", "sentence"]
+
+USUAL_S = 20.0
+"""From a promotion until a device that is online serves the release, measured on two cores."""
 
 
 def sentence(fleet: Fleet, device: Device) -> dict[str, Any]:
@@ -86,10 +90,28 @@ def _serving(fleet: Fleet, device: Device) -> str:
         return f"it serves release {should}, as it should{because}"
     told = fleet.registry.observations.deliveries().get(device.name)
     tried = ""
-    if told is not None and told.reason:
+    if told is not None and told.reason and told.release == should:
         often = "once" if told.tries == 1 else f"{told.tries} times"
-        tried = f", told {often}: {told.reason}"
+        tried = f", told {often}, last at {utc(told.told_at_s)}: {told.reason}"
     return (
         f"it serves release {device.serves_release} and should serve {should}{because} "
-        f"({seen}{tried})"
+        f"({seen}{tried}); {_on_its_way(fleet, device, bool(tried))}"
     )
+
+
+def _on_its_way(fleet: Fleet, device: Device, refused: bool) -> str:
+    """Return since when a device should serve another release, and what to do if it stays so."""
+    found = life(fleet)
+    if found.ran and not found.alive:
+        return f"nobody tells it, since the service {found.told}: {found.next}"
+    if refused:
+        return "it is told again, later each time; on the device: fleet-device status"
+    current = fleet.registry.releases.current()
+    promoted = None if device.pinned is not None or current is None else current.promoted
+    usual = f"a device usually takes one within {USUAL_S:.0f} s"
+    if promoted is None:
+        return usual
+    since = f"the fleet is on that release since {utc(promoted.at_s)}"
+    if fleet.clock() - promoted.at_s <= USUAL_S:
+        return f"{since}, and {usual}"
+    return f"{since}, though {usual}: see fleet device list, and on the device fleet-device status"

@@ -98,6 +98,7 @@ class Connection:
     ) -> None:
         self._shared, self._reader, self._writer = shared, reader, writer
         self._limits, self._address = shared.limits, address
+        self._bodiless = False
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.header_bytes)
 
     async def serve(self) -> None:
@@ -117,6 +118,8 @@ class Connection:
         request = await self._head()
         if request is None:
             return False
+        # An answer to HEAD has the headers of one with a body and never the body.
+        self._bodiless = request.method == b"HEAD"
         decided = route(
             request.method,
             request.target,
@@ -181,7 +184,7 @@ class Connection:
             headers.append((b"content-length", length.encode()))
         await self._send(h11.Response(status_code=answer.status_code, headers=headers))
         async for chunk in answer.aiter_raw(CHUNK_BYTES):
-            await self._send(h11.Data(data=chunk))
+            await self._send_body(chunk)
         await self._send(h11.EndOfMessage())
 
     async def _next(
@@ -215,13 +218,17 @@ class Connection:
         if refusal.status == 503:
             headers.append((b"retry-after", RETRY_AFTER_S))
         await self._send(h11.Response(status_code=refusal.status, headers=headers))
-        await self._send(h11.Data(data=body))
+        await self._send_body(body)
         await self._send(h11.EndOfMessage())
         if self._http.their_state is h11.SEND_BODY:
             with suppress(h11.RemoteProtocolError):
                 async with _Within(LINGER_S, lambda: None):
                     while isinstance(await self._next(), h11.Data):
                         pass
+
+    async def _send_body(self, data: bytes) -> None:
+        if not self._bodiless:
+            await self._send(h11.Data(data=data))
 
     async def _send(self, event: h11.Event) -> None:
         data = self._http.send(event)

@@ -161,6 +161,22 @@ def test_a_killed_supervisor_takes_its_processes_along_and_is_told_stale(tmp_pat
     assert "was killed" in standing_line(dead, PROGRAM)
 
 
+@pytest.mark.parametrize(
+    ("up_s", "shown"),
+    [
+        (61.0, "agent 7, up 61 s, 1 restart (last: exit code 305)"),
+        (5.0, "agent 7, up 5 s, 1 restart (last: exit code 305: the key is gone)"),
+        (None, "agent is down, 1 restart (last: exit code 305: the key is gone)"),
+    ],
+)
+def test_the_cause_of_an_end_is_told_until_the_process_has_recovered(
+    up_s: float | None, shown: str
+) -> None:
+    reasons = ["exit code 305: the key is gone"]
+    each = {"restarts": 1, "reasons": reasons, "alive": up_s is not None, "pid": 7, "up_s": up_s}
+    assert standing_line({"processes": {"agent": each}, "running": True}, PROGRAM) == shown
+
+
 def left_behind(state: Path, modes: str) -> tuple[Child, RunRecord]:
     """A stand-in as a killed supervisor leaves it, and what that had written down."""
     stand_in = str(Path(__file__).with_name("stand_in.py"))

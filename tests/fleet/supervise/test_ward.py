@@ -158,6 +158,41 @@ def test_a_child_that_crashes_waits_and_says_why(
     assert ward.child is not None
 
 
+@pytest.mark.parametrize(
+    ("code", "cause", "reason"),
+    [
+        ("pass", "", "it ended by itself (exit code 0)"),
+        ("raise SystemExit(3)", "the key is gone", "exit code 3: the key is gone"),
+    ],
+)
+def test_an_end_that_nobody_asked_for_is_told_with_its_cause(
+    given: Given, wards: list[Ward], tmp_path: Path, code: str, cause: str, reason: str
+) -> None:
+    command = [sys.executable, "-S", "-c", code]
+    spec = replace(SPEC, command=command, cause=lambda end, lines: cause)
+    ward = make(given, wards, tmp_path, spec)
+    ward.advance()
+    ended(ward)
+    assert given.told[-1].text == f"restarts in 2.5 s because {reason}"
+    assert ward.record().reasons == (reason,)
+
+
+def test_an_end_that_was_asked_for_has_no_cause_to_tell(
+    given: Given, wards: list[Ward], tmp_path: Path
+) -> None:
+    code = (
+        "import signal,sys,threading; signal.signal(15, lambda *_: sys.exit(0)); print(1, flush=1)"
+    )
+    command = [sys.executable, "-S", "-c", f"{code}; threading.Event().wait(60)"]
+    ward = make(given, wards, tmp_path, replace(SPEC, command=command, cause=lambda *_: "bug"))
+    ward.advance()
+    assert ward.output is not None
+    select.select([ward.output], [], [], 60)
+    ward.stop()
+    ended(ward)
+    assert given.told[-1].text == "ended, exit code 0"
+
+
 def test_an_end_that_a_restart_cannot_mend_is_not_retried(
     given: Given, wards: list[Ward], tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from fleet.federate.admission import Reason
 from fleet.federate.records import DeviceStatus
 from fleet.federate.releases import Release
 from fleet.federate.signing import make_key, public_of
+from fleet.supervise.record import RunRecord
 from server.control import requests as r
 from server.control.certificates import identity_of, issue
 from server.control.errors import AccessError
@@ -160,6 +161,18 @@ class Held:
 
 def ask(fleet: Fleet, request: r.Request) -> dict[str, Any]:
     return dict(verb_of(request).run(fleet, "anna", request).data)
+
+
+def ended_at(at_s: float) -> RunRecord:
+    """A server that was ended."""
+    ended = datetime.fromtimestamp(at_s, timezone.utc)
+    return RunRecord(pid=1, ticks=1, since=ended, ended=ended, why="SIGINT")
+
+
+def beats(fleet: Fleet) -> None:
+    """Have the standing service say now that it lives."""
+    now = fleet.clock()
+    fleet.registry.observations.beat(pid=5, version="", started_at_s=now, doing={})
 
 
 def doors(fleet: Fleet) -> Doors:

@@ -95,6 +95,8 @@ def test_a_prefix_or_a_file_for_a_base_is_told_where_the_digest_is(fleet: Fleet,
         ask(fleet, r.PolicySet(key="k", policy=json.dumps({"base": base})))
     assert refused.value.code == "bad-policy"
     assert "the full digest: fleet base show FILE --format json" in refused.value.hint
+    told = f"base: 64 hex digits, the base's digest (`fleet base list`), not {base!r}"
+    assert told in refused.value.message
 
 
 def failed(fleet: Fleet, why: str = "the base is not installed") -> int:

@@ -6,8 +6,9 @@ from fleet.federate.admission import Reason
 from fleet.federate.releases import Release
 from server.control import requests as r
 from server.control.verbs.fleet import Fleet
+from server.control.verbs.why import USUAL_S
 from server.registry.records import RefusalRow
-from tests.server.control.controlling import ask, status
+from tests.server.control.controlling import ask, beats, status
 from tests.server.registry.filled import (
     Clock,
     key_of,
@@ -31,12 +32,35 @@ def test_why_tells_of_a_device_that_took_part_and_serves_what_it_should(fleet: F
     )
 
 
-def test_why_tells_of_a_device_that_serves_another_release(fleet: Fleet) -> None:
+def test_why_tells_of_a_device_that_serves_another_release(fleet: Fleet, clock: Clock) -> None:
     assert why(fleet, "bob")[1].endswith(
-        "it serves release 1 and should serve 2 (was seen 2023-11-14T22:15:25Z)."
+        "it serves release 1 and should serve 2 (was seen 2023-11-14T22:15:25Z); the fleet is on "
+        "that release since 2023-11-14T22:15:25Z, and a device usually takes one within 20 s."
+    )
+    clock.now_s += USUAL_S + 1
+    assert why(fleet, "bob")[1].endswith(
+        "since 2023-11-14T22:15:25Z, though a device usually takes one within 20 s: see "
+        "fleet device list, and on the device fleet-device status."
     )
     fleet.registry.observations.told("bob", 2, "its disk is full")
-    assert why(fleet, "bob")[1].endswith(", told once: its disk is full).")
+    assert why(fleet, "bob")[1].endswith(
+        ", told once, last at 2023-11-14T22:15:46Z: its disk is full); "
+        "it is told again, later each time; on the device: fleet-device status."
+    )
+    # What it said to another release is no reason for this one.
+    fleet.registry.observations.told("bob", 0, "its disk is full")
+    assert "its disk is full" not in why(fleet, "bob")[1]
+
+
+def test_why_tells_that_nobody_brings_a_release_while_the_service_is_away(
+    fleet: Fleet, clock: Clock
+) -> None:
+    beats(fleet)
+    assert "nobody tells it" not in why(fleet, "bob")[1]
+    clock.now_s += 300
+    assert why(fleet, "bob")[1].endswith(
+        "nobody tells it, since the service was last heard of 5 min ago: fleet server up."
+    )
 
 
 def test_why_tells_of_a_device_whose_update_was_refused(fleet: Fleet) -> None:
@@ -104,7 +128,8 @@ def test_why_tells_the_reason_that_was_recorded(fleet: Fleet, releases: list[Rel
     assert why(fleet, "bob") == (
         "stale",
         "bob was not asked in round 3: stale: not seen for 3 days; "
-        "it serves release 1 and should serve 2 (was seen 2023-11-14T22:15:25Z).",
+        "it serves release 1 and should serve 2 (was seen 2023-11-14T22:15:25Z); the fleet is on "
+        "that release since 2023-11-14T22:15:25Z, and a device usually takes one within 20 s.",
     )
 
 

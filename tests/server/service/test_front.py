@@ -151,6 +151,20 @@ def test_every_other_method_is_refused(
     assert head.startswith(f"HTTP/1.1 {status} ".encode())
 
 
+def test_an_answer_to_head_has_no_body_and_is_no_bug(server_folder: ServerFolder) -> None:
+    with fronted(server_folder) as front:
+        for target in ("/health", "/v1/fleet/pull-messages", "/closed"):
+            caller, told = front.call(), b""
+            caller.sendall(request_of("HEAD", target))
+            while chunk := caller.recv(65536):
+                told += chunk
+            assert told.startswith(b"HTTP/1.1 40")
+            assert told.endswith(b"\r\n\r\n")
+            caller.close()
+        front.until_left()
+        assert front.reasons == ["method-closed", "method-closed", "path-closed"]
+
+
 @pytest.mark.parametrize(
     ("lines", "status"),
     [

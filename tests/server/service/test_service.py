@@ -26,6 +26,8 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from clients.agent.config import PRIVATE_KEY, PUBLIC_KEY, DeviceConfig
+from clients.agent.doctor.enrolled import check_enrolled
+from clients.agent.doctor.finding import Result, Subject
 from clients.agent.keys import make_keys, read_private_key
 from clients.agent.service import supernode_command, supernode_environment
 from server.control.cli.root import run
@@ -136,6 +138,11 @@ def states(answer: dict[str, Any]) -> dict[str, str]:
     return {each["name"]: each["link"] or each["state"] for each in answer["data"]["devices"]}
 
 
+def asked(device: Device) -> Result:
+    """What the device's doctor finds about its enrolment."""
+    return check_enrolled(Subject(device.state, device.config, sys.executable)).result
+
+
 def closed(folder: ServerFolder) -> list[int]:
     """Ask from outside for what only the operator may; return the HTTP statuses."""
     trust = ssl.create_default_context(cafile=str(folder.authority))
@@ -168,10 +175,12 @@ def test_a_server_is_open_to_enrolled_devices_and_closed_to_all_others(
         assert inside.post(url, content=b"", headers=header).status_code == 401
         assert inside.get(f"https://{config.address}/health").status_code == 200
 
-    assert ask("device", "list")["data"] == {"devices": []}
+    assert ask("device", "list")["data"]["devices"] == []
     enrolled = ask("device", "enroll", known.key, "--name", "kitchen-1")["data"]
     node_id = int(enrolled["node"])
-    assert ask("device", "enroll", known.key, "--name", "b")["error_code"] == "key-known"
+    refused = ask("device", "enroll", known.key, "--name", "b")
+    assert refused["error_code"] == "key-known"
+    assert "move node-key and node-key.pub aside, then: fleet-device init" in refused["hint"]
     taken = ask("device", "enroll", foreign.key, "--name", "kitchen-1")
     assert (taken["error_code"], taken["exit_code"]) == ("name-taken", 4)
     # Neither by a key of its own nor in another's name.
@@ -185,12 +194,17 @@ def test_a_server_is_open_to_enrolled_devices_and_closed_to_all_others(
     health = ask("server", "doctor")["data"]
     assert health["result"] == "ok", health
 
+    # The doctor asks with the key of a node that is online, and changes nothing.
+    assert (asked(known), asked(foreign)) == (Result.ok, Result.fail)
+    assert states(ask("device", "list")) == {"kitchen-1": "online"}
+
     tried = ask("device", "revoke", "kitchen-1", "--dry-run")["data"]
     assert tried["touches"]["devices"] == ["kitchen-1"]
     assert states(ask("device", "list")) == {"kitchen-1": "online"}
     assert ask("device", "revoke", "kitchen-1")["error_code"] == "not-confirmed"
     assert ask("device", "revoke", "kitchen-1", "--yes")["status"] == "ok"
     assert known.calls(node_id) == (412, 401)
+    assert asked(known) is Result.fail
     assert supernode.wait(LIMIT_S) is not None
     assert states(ask("device", "list")) == {}
     assert states(ask("device", "list", "--all")) == {"kitchen-1": "revoked"}

@@ -122,6 +122,15 @@ def test_an_order_that_cannot_be_carried_out_fails_with_the_reason(quick: Fleet)
     assert beat.doing["why"] == "on order only"
 
 
+def test_an_order_that_fails_for_a_revoked_device_names_the_list_that_has_it(quick: Fleet) -> None:
+    quick.registry.devices.revoke(quick.devices.names[0], why="lost", actor=OPERATOR)
+    quick.policy(every_s=0.0)
+    order = quick.registry.orders.place("start_round", actor=OPERATOR)
+    quick.steps(2)
+    why = quick.registry.orders.get(order.id).error
+    assert why.endswith(f"({quick.devices.names[0]}: revoked); next: fleet device list --all")
+
+
 def test_an_order_for_a_base_that_is_not_installed_fails_with_the_next_step(quick: Fleet) -> None:
     quick.policy(every_s=0.0, base="c" * 64)
     order = quick.registry.orders.place("start_round", actor=OPERATOR)

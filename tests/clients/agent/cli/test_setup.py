@@ -99,7 +99,7 @@ def test_an_init_says_what_to_type_next_and_where(
     assert "Next: fleet-device ingest" in capsys.readouterr().err
     assert run(["init", "--server", "one:1"]) == 0
     told = capsys.readouterr().err
-    assert "Next, on the server: fleet device enroll node-key.pub --name a" in told
+    assert f"Next, on the server: fleet device enroll {state / PUBLIC_KEY} --name a" in told
 
 
 def test_a_second_init_needs_no_name(ask: Json, state: Path) -> None:

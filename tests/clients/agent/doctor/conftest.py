@@ -3,7 +3,7 @@ from __future__ import annotations
 import ssl
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -28,11 +28,25 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     """Start an HTTPS server on loopback whose clock is ``skew_s`` off; return its port."""
     servers: list[HTTPServer] = []
 
-    def start(authority: Authority, *, days: float = 365.0, skew_s: float = 0.0) -> int:
+    def start(
+        authority: Authority,
+        *,
+        days: float = 365.0,
+        skew_s: float = 0.0,
+        post: Callable[[str, Mapping[str, str], bytes], tuple[int, bytes]] | None = None,
+    ) -> int:
         class Handler(BaseHTTPRequestHandler):
-            def do_HEAD(self) -> None:
+            def do_GET(self) -> None:
                 self.send_response(200)
                 self.end_headers()
+
+            def do_POST(self) -> None:
+                assert post is not None
+                body = self.rfile.read(int(self.headers["content-length"]))
+                status, answer = post(self.path, dict(self.headers.items()), body)
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(answer)
 
             def date_time_string(self, timestamp: float | None = None) -> str:
                 now = datetime.now(timezone.utc).timestamp()

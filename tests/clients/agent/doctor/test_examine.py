@@ -69,7 +69,7 @@ def test_only_some_checks_can_be_asked_for(subject: Subject) -> None:
 
 def test_every_check_has_its_own_name_and_a_limit() -> None:
     names = [check.name for check in CHECKS]
-    assert len(set(names)) == len(names) == 12
+    assert len(set(names)) == len(names) == 13
     assert all(0 < check.limit_s <= 120 for check in CHECKS)
 
 

@@ -20,7 +20,7 @@ from server.service.folder import ServerFolder, write_private
 from server.service.processes import PROGRAM
 from tests.server.control.backups.backing_up import AT, LATER, Take, put_back, snapshot
 from tests.server.control.controlling import NOW
-from tests.server.registry.filled import Clock
+from tests.server.registry.filled import Clock, key_of
 
 
 def test_what_was_there_is_moved_aside_and_named(
@@ -37,8 +37,9 @@ def test_what_was_there_is_moved_aside_and_named(
     with staged(file, home) as found:
         assert "registry.sqlite" in found.moved
         assert "3 devices, 2 rounds, 3 releases" in found.replaces
-        assert "lets in again: bob" in found.replaces
-        assert "makes 1 revoked certificate of operators good" in found.replaces
+        devices, operators_ = found.change.warnings
+        assert devices.startswith("lets in again: bob (key ")
+        assert operators_.startswith("lets in again: 1 revoked certificate of operators")
         aside = found.place("root", AT)
     assert aside is not None
     assert aside.name == f"{ASIDE}20261121T220000"
@@ -52,6 +53,26 @@ def test_what_was_there_is_moved_aside_and_named(
     assert not (aside / "ca.key").exists()
     with opened_fleet(home).registry as registry:
         assert registry.devices.get("bob").revoked is None
+
+
+def test_a_revoked_key_that_comes_back_is_told_though_its_name_has_a_new_one(
+    take: Take, home: ServerFolder, kept: Registry
+) -> None:
+    old, file = kept.devices.get("bob").fingerprint, take()
+    kept.devices.revoke("bob", why="stolen", actor="anna")
+    new = kept.devices.enroll("bob", key_of("bob's second"), actor="anna").fingerprint
+    kept.close()
+    with staged(file, home, looking=True) as found:
+        told = found.record()
+        again, out = found.change.warnings
+    assert told["lets_in_again"] == [{"device": "bob", "fingerprint": old}]
+    assert told["shuts_out"] == [{"device": "bob", "fingerprint": new}]
+    assert told["forgets"]["revoked_devices"] == ["bob"]
+    assert again.startswith(f"lets in again: bob (key {old[:16]}…)")
+    assert out.startswith(f"shuts out: bob (key {new[:16]}…)")
+    put_back(file, home)
+    with opened_fleet(home).registry as registry:
+        assert registry.devices.get("bob").fingerprint == old
 
 
 def test_keys_that_fit_no_longer_are_moved_aside_too(take: Take, elsewhere: ServerFolder) -> None:
@@ -76,6 +97,7 @@ def test_a_registry_that_cannot_be_read_is_moved_aside_as_well(
     (home.path / REGISTRY).write_bytes(b"x" * 8192)
     with staged(file, home) as found:
         assert "a registry that cannot be read" in found.replaces
+        assert "cannot be told" in found.change.warnings[0]
         found.place("root", AT)
     with opened_fleet(home).registry as registry:
         assert registry.audit.verify().seq

@@ -36,7 +36,7 @@ def test_a_server_is_backed_up_and_put_back(
 
     code, told = ask("server", "restore", file)
     assert (code, told["error_code"]) == (4, "not-confirmed")
-    assert "lets in again: bob" in told["message"]
+    assert "\nlets in again: bob (key " in told["message"]
     lock = RunLock(ServerFolder(Path(os.environ["COREFLEET_SERVER"])).path, PROGRAM)
     assert ask("server", "restore", file, "--yes")[1]["error_code"] == "already-running"
     code, told = ask("server", "restore", file, "--dry-run")
@@ -46,6 +46,7 @@ def test_a_server_is_backed_up_and_put_back(
     assert ask("device", "show", "bob")[1]["device"]["state"] == "revoked"
     code, told = ask("server", "restore", file, "--yes")
     assert (code, told["forgets"]["revoked_devices"]) == (0, ["bob"])
+    assert [each["device"] for each in told["lets_in_again"]] == ["bob"]
     assert (Path(told["aside"]) / "registry.sqlite").exists()
     assert ask("device", "show", "bob")[1]["device"]["state"] == "enrolled"
 
@@ -87,6 +88,9 @@ def test_people_are_told_what_a_restore_lacks_and_what_is_next(
     assert "ca.key and release-key are neither in the backup nor here" in text
     assert "Next: fleet server init" in text
     assert "moved aside" in read("server", "restore", file, "--yes")
+    ask("device", "revoke", "bob", "--yes")
+    lines = read("server", "restore", file, "--dry-run").splitlines()
+    assert any(line.startswith("lets in again: bob (key ") for line in lines)
 
 
 def test_operators_are_issued_listed_and_revoked(

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,16 @@ import pytest
 
 from fleet.errors import InputError
 from fleet.federate.releases import Release, load_release
+from fleet.supervise.record import write_run
 from server.control.cli.asking import reach_of
 from server.control.cli.root import run
 from server.control.issuing import Issue, issued
-from server.control.reach import Profile, save_profile
+from server.control.reach import REGISTRY, Profile, save_profile
 from server.control.roles import Role
 from server.control.service import Server
-from server.registry import Registry
+from server.registry import Registry, open_registry
 from server.service.folder import ServerFolder
-from tests.server.control.controlling import NOW
+from tests.server.control.controlling import NOW, ended_at
 
 Json = Callable[..., tuple[int, dict[str, Any]]]
 ACTOR = getpass.getuser()
@@ -145,6 +147,69 @@ def test_a_number_is_of_the_registry_and_a_path_is_a_file(
     assert ask("release", "diff", 2, file)[1]["error_code"] == "mixed-releases"
     assert len(ask("release", "list")[1]["releases"]) == 3
     assert ask("release", "list", tmp_path)[1]["folder"] == str(tmp_path)
+
+
+def test_orders_for_a_service_that_ended_are_taken_and_said_to_wait(
+    ask: Json, read: Callable[..., str], folder: ServerFolder
+) -> None:
+    now = time.time()
+    with open_registry(folder.path / REGISTRY, clock=lambda: now - 1) as registry:
+        registry.observations.beat(pid=5, version="", started_at_s=now - 60, doing={})
+    told = ask("round", "start")[1]
+    assert (told["service"], told["next"]) == ("alive", "fleet round wait 3")
+    assert "next: fleet round wait 3" in read("round", "start")
+    assert "WARNING" not in read("device", "list")
+    # Its record says that it ended, and a second later than it was heard of.
+    write_run(folder.path, ended_at(now - 0.5))
+    told = ask("round", "start")[1]
+    assert told["service"].startswith("ended ")
+    assert told["next"] == "fleet server up"
+    for words in (
+        ("round", "start"),
+        ("release", "rollback", "--yes"),
+        ("release", "promote", 2, "--yes"),
+        ("device", "list"),
+    ):
+        last = read(*words).splitlines()[-1]
+        assert last.startswith("WARNING: the service ended "), words
+        assert last.endswith("; next: fleet server up")
+
+
+def test_a_move_to_the_release_that_the_fleet_is_on_is_told_as_none(
+    ask: Json, read: Callable[..., str], kept: Registry
+) -> None:
+    head = kept.audit.head()
+    assert ask("release", "promote", 2, "--yes")[1]["changed"] is False
+    assert read("release", "promote", 2, "--yes") == "release 2 is the fleet's already\n"
+    assert kept.audit.head() == head
+    assert ask("release", "promote", 1, "--yes")[1]["changed"] is True
+    assert ask("release", "withdraw", 2, "--why", "bad", "--yes")[1]["changed"] is True
+    assert "release 2 was withdrawn already" in read("release", "withdraw", 2, "--yes")
+
+
+def test_a_revocation_after_which_no_round_can_open_says_so(
+    ask: Json, read: Callable[..., str], kept: Registry, releases: list[Release]
+) -> None:
+    policy = (f"base={releases[0].base}", "minimum=2", "quorum=2")
+    assert ask("policy", "set", *policy, "--yes")[0] == 0
+    text = read("device", "quarantine", "cyd", "--yes")
+    assert text == "cyd is in quarantine; touched 1 device (cyd)\n"
+    told = ask("device", "revoke", "bob", "--dry-run")[1]["shortage"]
+    assert (told["left"], told["needs"]) == (1, 2)
+    assert "would touch 1 device (bob)\nWARNING: no" in read("device", "revoke", "bob", "--dry-run")
+    assert read("device", "quarantine", "bob", "--yes").splitlines() == [
+        "bob is in quarantine; touched 1 device (bob)",
+        "WARNING: no round can open: 1 device left, the policy's minimum needs 2; next: enrol "
+        "another: fleet device enroll; or ask fewer: fleet policy set minimum=1 quorum=1 --yes",
+    ]
+
+
+def test_the_row_that_was_written_down_is_named(ask: Json, read: Callable[..., str]) -> None:
+    end = ask("audit", "verify")[1]
+    assert end["written_down"] is None
+    text = read("audit", "verify", "--seq", end["seq"], "--hash", end["hash"])
+    assert f"row {end['seq']} is the one that you wrote down" in text
+    assert "wrote down" not in read("audit", "verify")
 
 
 def test_a_round_is_ordered_and_waited_for(ask: Json, kept: Registry) -> None:

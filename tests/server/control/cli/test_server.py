@@ -91,11 +91,14 @@ def test_a_server_that_does_not_run_is_shown_and_refuses(
         None,
     )
     assert run(["server", "status"]) == 0
-    assert "not by fleet server up" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "not by fleet server up" in printed
+    assert "next         fleet server up" in printed
+    assert told["data"]["next"] == "fleet server up"
     assert run(["server", "doctor"]) == 0
     assert "Start it: fleet server up" in capsys.readouterr().out
     # The registry knows the devices, whether the SuperLink runs or not.
-    assert ask("device", "list")[1]["data"] == {"devices": []}
+    assert ask("device", "list")[1]["data"]["devices"] == []
     code, told = ask("device", "revoke", "a", "--yes")
     assert (code, told["error_code"]) == (4, "no-such-device")
 
