@@ -100,7 +100,7 @@ def strike_all(running: Chaos, strikes: Sequence[Strike]) -> list[Blow]:
     return blows
 
 
-@pytest.mark.e2e
+@pytest.mark.deployment
 @pytest.mark.timeout(900)
 def test_a_fleet_loses_and_doubles_nothing_when_each_process_of_its_server_is_killed(
     tiny_data: Path, tiny_base_file: Path, tmp_path: Path

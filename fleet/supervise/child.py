@@ -20,13 +20,14 @@ from dataclasses import dataclass
 __all__ = ["Child", "Exit", "adopt_orphans", "is_same", "ticks_of", "up_s"]
 
 # argv: the supervisor's pid, then the command. Python ignores two signals, a shell's background
-# jobs two more; exec would keep that.
+# jobs two more, and nohup one; exec would keep that.
 LAUNCH = (
     "import ctypes,os,signal,sys;"
     "signal.signal(signal.SIGPIPE,signal.SIG_DFL);"
     "signal.signal(signal.SIGXFSZ,signal.SIG_DFL);"
     "signal.signal(signal.SIGINT,signal.SIG_DFL);"
     "signal.signal(signal.SIGQUIT,signal.SIG_DFL);"
+    "signal.signal(signal.SIGHUP,signal.SIG_DFL);"
     "ctypes.CDLL(None).prctl(1,int(signal.SIGTERM),0,0,0);"
     "os.getppid()==int(sys.argv[1]) or sys.exit(143);"
     "os.execv(sys.argv[2],sys.argv[2:])"

@@ -62,12 +62,10 @@ linux = pytest.mark.skipif(
 )
 
 
-# Each side is two processes of some seconds: all of them only with the slow tests.
+# Each side is two processes of some seconds.
 @linux
-@pytest.mark.parametrize(
-    "sides",
-    [("full", "core"), pytest.param(training_resident.MEASURED, marks=pytest.mark.faults)],
-)
+@pytest.mark.faults
+@pytest.mark.parametrize("sides", [("full", "core"), training_resident.MEASURED])
 def test_resident_memory_of_fresh_processes_is_above_their_own_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sides: tuple[str, ...]
 ) -> None:

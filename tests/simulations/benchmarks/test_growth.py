@@ -19,6 +19,7 @@ def record(points: list[Point]) -> dict[str, Any]:
     return {"enrolled": rows, "cohorts": rows, "seconds_per_device": 0.1}
 
 
+@pytest.mark.faults
 def test_a_point_is_a_real_simulation_and_both_axes_share_it(tmp_path: Path) -> None:
     told: list[Point] = []
     found = growth.run([4], [2], tmp_path, windows=6, rounds=2, on_point=told.append)

@@ -58,10 +58,10 @@ def cut_off(template: Path, folder: Path, stride: int) -> dict[str, int]:
     return found
 
 
-def test_killed_at_every_41st_effect_or_so_a_core_is_the_old_or_the_new_one(
+def test_killed_at_every_113th_effect_or_so_a_core_is_the_old_or_the_new_one(
     template: Path, folder: Path
 ) -> None:
-    found = cut_off(template, folder, 41)
+    found = cut_off(template, folder, 113)
     assert found["kills"] >= 4
 
 
