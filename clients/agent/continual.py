@@ -99,6 +99,8 @@ class ContinualDevice:
         """
         if self.options.trigger == "always":
             return True
+        if self.options.trigger == "every":
+            return (period - first) % self.options.trigger_every == 0
         since = (period - at for at in (first, *self.memory.alarms))
         return any(0 <= age < self.options.trigger_rounds for age in since)
 

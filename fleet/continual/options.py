@@ -37,8 +37,10 @@ class ContinualOptions(BaseModel):
         personal_rate: Its learning rate as a multiple of the plan's.
         personal_anchor: Pull of the private core towards zero.
         watch: Whether its drift detector runs, also where nothing follows from it.
-        trigger: ``always``, or ``drift``: train and send only for some rounds after an alarm.
+        trigger: ``always``; ``drift``: train and send only for some rounds after an alarm;
+            ``every``: in one period of so many, a fixed schedule to compare with.
         trigger_rounds: Rounds that an alarm lasts.
+        trigger_every: Periods from one round of a fixed schedule to the next.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -62,8 +64,9 @@ class ContinualOptions(BaseModel):
     personal_rate: float = Field(0.5, gt=0, le=100)
     personal_anchor: float = Field(0.01, ge=0, le=1e6)
     watch: bool = False
-    trigger: Literal["always", "drift"] = "always"
+    trigger: Literal["always", "drift", "every"] = "always"
     trigger_rounds: int = Field(3, ge=1, le=1000)
+    trigger_every: int = Field(3, ge=1, le=1000)
 
     @classmethod
     def parse(cls, values: Any) -> ContinualOptions:

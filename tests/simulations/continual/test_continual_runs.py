@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -270,6 +271,20 @@ def test_without_an_alarm_devices_take_part_for_a_while_only(make_run: MakeRun) 
     options = {"trigger": "drift", "trigger_rounds": 2}
     report = simulate(open_run(make_run("one", options=options)), Silent())
     assert report["strategies"]["core"]["updates"] == 2 * 3
+
+
+def test_by_a_schedule_fewer_rounds_train_on_the_same_labels(make_run: MakeRun) -> None:
+    found = {}
+    for every in (1, 2):
+        run = make_run(f"every-{every}", options={"trigger": "every", "trigger_every": every})
+        found[every] = simulate(open_run(run), Silent())["strategies"]["core"]
+    assert found[1]["updates"] == 4 * 3
+    assert found[2]["updates"] == 2 * 3
+    periods = make_run("every-2").folder / "core" / "periods"
+    trained = [json.loads(p.read_text())["trained"] for p in sorted(periods.glob("*.json"))]
+    assert [bool(each) for each in trained] == [True, False, True, False]
+    # The last period's labels wait for the round after it.
+    assert found[1]["labels"] == found[2]["labels"] * 4 / 3
 
 
 WATCHED = """
