@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -116,11 +116,11 @@ def served_agent(state: Path, stopping: threading.Event) -> Iterator[Any]:
 
         def finish() -> None:
             nonlocal tidied
+            _watched(agent.watch)
+            if time.monotonic() - tidied < TIDY_S:
+                return
+            tidied = time.monotonic()
             try:
-                agent.watch()
-                if time.monotonic() - tidied < TIDY_S:
-                    return
-                tidied = time.monotonic()
                 store.tidy()
                 agent.finish()
             except RoundError:
@@ -143,6 +143,16 @@ def served_agent(state: Path, stopping: threading.Event) -> Iterator[Any]:
             server.close(grace_s=0)
             agent.rest(REST_S)
             worker.end(REST_S)
+
+
+def _watched(watch: Callable[[], None]) -> None:
+    """Look for drift; whatever goes wrong is said, and ends neither the agent nor its tidying."""
+    try:
+        watch()
+    except StorageError as error:
+        say("drift.failed", reason=error.code, detail=error.message)
+    except Exception as error:  # a bug here must not end what answers the fleet
+        say("drift.failed", reason="agent-failed", detail=f"{type(error).__name__}: {error}")
 
 
 def say(event: str, **values: Any) -> None:

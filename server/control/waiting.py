@@ -17,8 +17,8 @@ FINISHED = "order.finish"
 
 
 UNFINISHED = ("waiting", "taken")
-NEWEST = 100
-"""Rounds among which one after a given number is looked for."""
+# Only the newest can be open, so whether one was closed since is among them.
+NEWEST = 2
 
 
 def closed_round(
@@ -32,7 +32,7 @@ def closed_round(
             ordered one, or others were opened since that one closed, the next that is closed from
             now on.
         limit_s: Seconds.
-        after: Instead of a number: the first of a higher number than this, closed already or not.
+        after: Instead of a number: the round that follows this one, closed already or not.
 
     Returns:
         The round as ``RoundShow`` tells it.
@@ -42,16 +42,18 @@ def closed_round(
             failed and none was closed since, so there is nothing to wait for.
         LateError: ``wait-timeout``; the round may still be released later.
     """
+    if after is not None:
+        number = after + 1  # rounds have consecutive numbers
     rows = verbs.ask(r.AuditList(newest=1)).data["rows"]
     seen = rows[-1]["seq"] if rows else 0
     # What closes from here on is in the audit after that row, so nothing falls in between.
-    if (there := _there(verbs, number, after)) is not None:
+    if (there := _there(verbs, number)) is not None:
         return _released(there)
     _check_order(verbs)
     for event in verbs.watch(seen, limit_s):
         if event.verb == FINISHED and event.detail.get("error"):
             _check_order(verbs)
-        if event.verb in CLOSING and _is_wanted(int(event.detail["round"]), number, after):
+        if event.verb in CLOSING and number in (None, int(event.detail["round"])):
             found = _round(verbs, int(event.detail["round"]))
             if found is not None and found["state"] != "open":
                 return _released(found)
@@ -60,24 +62,18 @@ def closed_round(
     raise LateError("wait-timeout", f"{which} {verb} within {limit_s:g} s", "See: fleet round show")
 
 
-def _is_wanted(closed: int, number: int | None, after: int | None) -> bool:
-    return number in (None, closed) and (after is None or closed > after)
-
-
-def _there(verbs: Verbs, number: int | None, after: int | None) -> dict[str, Any] | None:
+def _there(verbs: Verbs, number: int | None) -> dict[str, Any] | None:
     """Return the round that is waited for where it is closed already."""
     told = verbs.ask(r.RoundList(newest=NEWEST)).data
-    rows, order = told["rounds"], told["order"]
-    if number is None and after is None:
-        number = _of_order(rows, order)
-    elif after is not None:
-        number = min((row["round"] for row in rows if row["round"] > after), default=None)
+    order = told["order"]
+    if number is None:
+        number = _of_order(told["rounds"], order)
     found = None if number is None else _round(verbs, number)
     if found is None or found["state"] == "open":
         return None
-    # What was ordered after a round was abandoned is its next attempt.
-    again = found["state"] == "abandoned" and order is not None and order["state"] in UNFINISHED
-    return None if again else found
+    # What was ordered after a round was abandoned is its next attempt, or why there is none.
+    ordered = order is not None and (order["state"] in UNFINISHED or order["stands"])
+    return None if ordered and found["state"] == "abandoned" else found
 
 
 def _of_order(rows: list[dict[str, Any]], order: dict[str, Any] | None) -> int | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from pydantic import Field
@@ -184,7 +185,7 @@ class Observations:
             release: Number of the release.
             counts: Confusion counts ``(classes, classes)`` by device, rows are the truth.
             absent: Why others have no counts, by device; the first :data:`LARGEST_ABSENT` of them
-                stay, in the audit.
+                stay, in the audit, with the number of those that are ``unlisted``.
             actor: Who.
             key: Idempotency key.
 
@@ -206,8 +207,11 @@ class Observations:
             ]
             if rows:
                 connection.execute(insert(kept), rows)
-            told = {d: cleaned(why) for d, why in sorted((absent or {}).items())[:LARGEST_ABSENT]}
+            first = islice((absent or {}).items(), LARGEST_ABSENT)
+            told = {device: cleaned(why) for device, why in first}
             detail = {"devices": len(rows)} | ({"absent": told} if told else {})
+            if more := len(absent or {}) - len(told):
+                detail["unlisted"] = more
             return Outcome(len(rows), f"release {release}", detail)
 
         asked = {"release": release}

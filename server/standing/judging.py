@@ -7,7 +7,8 @@ everybody else has no counts in it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ from fleet.measure.f1 import score_fleet
 from server.asking import Asking
 from server.messages import confusion_of, payload_of
 from server.registry import Registry
-from server.registry.records import DeviceState
+from server.registry.records import Device, DeviceState
 from server.rounds import LARGEST_REASON
 from server.standing.delivery import message_of
 from server.standing.nodes import Roster
@@ -29,14 +30,16 @@ from server.standing.planning import Bench
 from server.standing.questions import Question, Questions
 from server.standing.world import World
 
-__all__ = ["AWAY_S", "LARGEST_UNDER_WAY", "LONGEST_EVALUATION_S", "Judges"]
+__all__ = ["AWAY_S", "LARGEST_UNDER_WAY", "LARGEST_WANTED", "LONGEST_EVALUATION_S", "Judges"]
 
 LONGEST_EVALUATION_S = 120.0
 """How long a device may take to judge a release."""
 AWAY_S = 30.0
 """How long a device that went offline meanwhile is waited for."""
 LARGEST_UNDER_WAY = 4
-"""Evaluations at the same time; further ones begin when one of them has ended."""
+"""Evaluations at the same time; orders and releases that are wanted wait until one has ended."""
+LARGEST_WANTED = 32
+"""Releases that wait to be judged as the policy wants it; of more, the oldest is not judged."""
 ACTOR = "service"
 
 
@@ -50,7 +53,8 @@ class _Evaluation:
         questions: Those to the devices.
         payload: What they are asked.
         left: Nodes of the devices that are still to be asked; so many at a time.
-        absent: Why a device has no counts.
+        unasked: Why a device is not asked.
+        absent: Why a device that is asked has no counts.
     """
 
     release: int
@@ -58,7 +62,8 @@ class _Evaluation:
     questions: Questions
     payload: Payload
     left: dict[str, int]
-    absent: dict[str, str]
+    unasked: dict[str, str]
+    absent: dict[str, str] = field(default_factory=dict)
     waiting: set[str] = field(default_factory=set)
     counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     away_since: dict[str, float] = field(default_factory=dict)
@@ -74,6 +79,7 @@ class Judges:
         registry: Where counts are kept.
         bench: Bases, to know how many classes there are.
         world: Clock and words.
+
     """
 
     asking: Asking
@@ -81,11 +87,40 @@ class Judges:
     registry: Registry
     bench: Bench
     world: World
+    _wanted: deque[int] = field(default_factory=deque, init=False)
+    _wanted_last: int = field(default=0, init=False)
     _under_way: dict[int, _Evaluation] = field(default_factory=dict)
 
     def busy(self) -> bool:
         """Tell whether no further evaluation may begin now."""
         return len(self._under_way) >= LARGEST_UNDER_WAY
+
+    def want(self, number: int) -> None:
+        """Let a release wait for its place; once, however often it is wanted.
+
+        With :data:`LARGEST_WANTED` waiting the oldest is told as unjudged: what the fleet is about
+        to serve counts for more.
+        """
+        if number <= self._wanted_last:
+            return
+        self._wanted_last = number
+        self._wanted.append(number)
+        if len(self._wanted) > LARGEST_WANTED:
+            why = f"at most {LARGEST_WANTED} releases wait to be judged, and newer ones do"
+            self.world.say("release.unjudged", release=self._wanted.popleft(), why=why)
+
+    def want_none(self) -> None:
+        """Let those that wait go; what is under way goes on."""
+        self._wanted.clear()
+        self._wanted_last = 0
+
+    def next_wanted(self) -> int | None:
+        """Take the oldest release that waits and was not judged since; None when none may begin."""
+        while self._wanted and not self.busy():
+            number = self._wanted.popleft()
+            if not self.registry.observations.evaluation(number):
+                return number
+        return None
 
     def judge(self, number: int, limit_s: float) -> None:
         """Ask every device that is online and enrolled; one that is under way goes on.
@@ -102,14 +137,28 @@ class Judges:
             return
         release, row = self.registry.releases.load(number), self.registry.releases.get(number)
         classes = len(self.bench.base(release.base).record.labels)
-        enrolled = {d.name for d in self.registry.devices.all(state=DeviceState.enrolled)}
+        devices = self.registry.devices.all()
+        enrolled = {each.name for each in devices if each.state is DeviceState.enrolled}
         to = {d: node for d, node in self.roster.awake().items() if d in enrolled}
         questions = Questions(self.asking, "evaluate", min(limit_s, LONGEST_EVALUATION_S))
         payload = message_of(release, row.signature)
-        absent = {d: f"silent: {why}" for d, why in self.roster.silences().items() if d in enrolled}
-        made = _Evaluation(number, classes, questions, payload, to, absent)
+        unasked = self._unasked(each for each in devices if each.name not in to)
+        made = _Evaluation(number, classes, questions, payload, to, unasked)
         self._under_way[number] = made
         self._ask(made)
+
+    def _unasked(self, devices: Iterable[Device]) -> dict[str, str]:
+        """Return why devices are not asked; those that are revoked are none of the fleet's."""
+        silent, refused = self.roster.silences(), self.roster.why_not()
+        found = {}
+        for device in devices:
+            name, state = device.name, device.state
+            if state is DeviceState.quarantined:
+                found[name] = state.value
+            elif state is DeviceState.enrolled:
+                offline = f"offline: {refused.get(name, 'when it began')}"
+                found[name] = f"silent: {silent[name]}" if name in silent else offline
+        return found
 
     def _ask(self, evaluation: _Evaluation) -> None:
         if evaluation.left:
@@ -123,7 +172,7 @@ class Judges:
 
         Returns:
             By the number of each release of which the evaluation ended: ``devices`` that judged,
-            their pooled ``macro_f1`` (None without any), and why others did not in ``absent``.
+            their pooled ``macro_f1`` (None without any), and how many others did not, ``absent``.
         """
         ended = [each for each in list(self._under_way.values()) if self._over(each)]
         return {each.release: self._end(each) for each in ended}
@@ -179,13 +228,14 @@ class Judges:
 
     def _end(self, evaluation: _Evaluation) -> dict[str, Any]:
         number, counts = evaluation.release, evaluation.counts
-        absent = dict(sorted(evaluation.absent.items()))
+        # Of very many only the first are kept: what was asked for in vain says more.
+        absent = dict(sorted(evaluation.absent.items())) | dict(sorted(evaluation.unasked.items()))
         kept = {device: each.tolist() for device, each in counts.items()}
         self.registry.observations.evaluated(number, kept, absent=absent, actor=ACTOR)
         del self._under_way[number]
         pooled = score_fleet(list(counts.values())).pooled
         score = None if np.isnan(pooled) else round(pooled, 6)
-        result: dict[str, Any] = {"devices": len(counts), "macro_f1": score, "absent": absent}
+        result: dict[str, Any] = {"devices": len(counts), "macro_f1": score, "absent": len(absent)}
         self.world.say("release.evaluated", release=number, **result)
         return result
 

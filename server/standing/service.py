@@ -80,7 +80,6 @@ class Service:
     _started_at_s: float = field(init=False)
     _beat_at: float = field(init=False, default=float("-inf"))
     _doing: dict[str, Any] = field(init=False, default_factory=dict)
-    _judged: set[int] = field(init=False, default_factory=set)
     _settled: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -145,21 +144,22 @@ class Service:
         return self._next_round() or any(done)
 
     def _evaluate(self) -> bool:
-        """Have the newest release judged if the policy says so; once, also after a restart."""
+        """Have releases judged as the policy says; once each, the newest also after a restart."""
         held, newest = self.registry.policy.newest(), self.registry.releases.next_number() - 1
         every = held.policy.evaluate_every if held else 0
-        if newest < 1 or not every or newest % every or newest in self._judged:
+        if not every:
+            self.judges.want_none()
             return False
-        if self.judges.busy():
-            return False
-        self._judged = {newest}
-        if self.registry.observations.evaluation(newest):
-            return False
-        try:
-            self._judge(newest)
-        except InputError as error:  # it was withdrawn, say
-            self.world.say("release.unjudged", release=newest, why=error.message)
-        return True
+        if newest >= 1 and newest % every == 0:
+            self.judges.want(newest)
+        begun = False
+        while (number := self.judges.next_wanted()) is not None:
+            begun = True
+            try:
+                self._judge(number)
+            except InputError as error:  # it was withdrawn, say
+                self.world.say("release.unjudged", release=number, why=error.message)
+        return begun
 
     def _judge(self, number: int) -> None:
         held = self.registry.policy.newest()

@@ -11,11 +11,12 @@ from clients.agent.policy import Decision
 from clients.agent.store import Store
 from clients.agent.store.checkpoints import Checkpoints
 from clients.agent.store.forget import FORGETS
+from clients.agent.store.personal import DROPS
 from clients.link.records import STOPPING
 from fleet.adapt.train import Progress
 from fleet.errors import RoundError
 
-__all__ = ["Errand", "Pace", "check_known", "forgets_of"]
+__all__ = ["Errand", "Pace", "check_known", "drops_of", "forgets_of"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Errand:
         forgets: How often the store had forgotten somebody when they were read.
         until: Monotonic seconds at which the plan's time is over.
         budget_s: Seconds that the policy leaves for today; infinite without a limit.
+        drops: Of a private core: how often the owner had dropped it then; None for a plan, which
+            a drop does not end.
     """
 
     plan: str
@@ -37,6 +40,7 @@ class Errand:
     forgets: int
     until: float
     budget_s: float
+    drops: int | None = None
 
 
 class Pace:
@@ -102,7 +106,7 @@ class Pace:
         """Keep a checkpoint now.
 
         Raises:
-            RoundError: ``person-forgotten``.
+            RoundError: ``person-forgotten`` or ``personal-dropped``.
             StorageError: It could not be kept.
         """
         errand = self._errand
@@ -117,14 +121,21 @@ def forgets_of(store: Store) -> int:
     return int(store.state.get(FORGETS, 0))
 
 
+def drops_of(store: Store) -> int:
+    """Return how often the owner has dropped the private core."""
+    return int(store.state.get(DROPS, 0))
+
+
 def check_known(store: Store, errand: Errand) -> None:
     """Refuse to keep what came of the windows of somebody who was forgotten meanwhile.
 
     Also when new windows came under the same name since, and, since nobody may keep the names,
-    when it was somebody else.
+    when it was somebody else. Likewise what the owner dropped meanwhile.
 
     Raises:
-        RoundError: ``person-forgotten``.
+        RoundError: ``person-forgotten`` or ``personal-dropped``.
     """
     if store.windows.unknown(errand.people) or forgets_of(store) != errand.forgets:
         raise RoundError("person-forgotten", "somebody was forgotten during the training")
+    if errand.drops is not None and drops_of(store) != errand.drops:
+        raise RoundError("personal-dropped", "the owner dropped it during the training")

@@ -79,15 +79,21 @@ class Training:
         self._note(plan, "repeated", {})
         return unpack_update(kept.payload)
 
-    def decide(self) -> Decision:
-        """Read the sensors and decide whether the device may train now; the decision is logged."""
-        readings = replace(
-            self._world.read(),
-            new_labels=self._store.labels.since(self._oldest_mark()),
-            trained_today_s=self._trained_today_s(),
-            rounds_left=rounds_left(self._store, self._config().drift),
-            changed_s=changed_s(self._store),
-        )
+    def decide(self, own: bool = False) -> Decision:
+        """Read the sensors and decide whether the device may train now; the decision is logged.
+
+        Args:
+            own: For the private core: what makes a round of the fleet worth it, new labels and
+                drift, is not asked for.
+        """
+        readings = replace(self._world.read(), trained_today_s=self._trained_today_s())
+        if not own:
+            readings = replace(
+                readings,
+                new_labels=self._store.labels.since(self._oldest_mark()),
+                rounds_left=rounds_left(self._store, self._config().drift),
+                changed_s=changed_s(self._store),
+            )
         decision = may_train(self._config().policy, readings, self._world.local(), self._last)
         self._last = decision
         self._log.write(decision)

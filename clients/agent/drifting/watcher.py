@@ -38,7 +38,7 @@ from clients.agent.store.following import LabelCursor, count_after, labelled_aft
 from clients.agent.watching import features_of
 from fleet.continual.drift import Detector, LabelFreeDrift, LossDrift, restore
 from fleet.continual.signals import Reference, signals
-from fleet.errors import FleetError, InputError, StorageError
+from fleet.errors import FleetError, StorageError
 
 if TYPE_CHECKING:
     from clients.agent.answering.world import World
@@ -118,10 +118,10 @@ class Watcher:
         if last == cursor:
             return False
         detector, before = self._detector("label-free", _label_free_of(drift))
-        features, logits = self._seen(found.x)
-        rows = detector.update(signals(logits, features, reference)) if len(found.ids) else ()
-        memory = Memory(self._bench.base.digest, before + len(found.ids), detector.state())
-        alarms = self._alarms("label-free", rows, found.start_s)
+        features, logits, whole = self._seen(found.x)
+        rows = detector.update(signals(logits, features, reference)) if whole.any() else ()
+        memory = Memory(self._bench.base.digest, before + len(features), detector.state())
+        alarms = self._alarms("label-free", rows, found.start_s[whole])
         self._keep("label-free", forgets, last, memory, alarms)
         return self._waiting(last)
 
@@ -134,10 +134,9 @@ class Watcher:
         index = {name: number for number, name in enumerate(self._bench.base.record.labels)}
         classes = np.array([index.get(label or "", -1) for label in found.labels], dtype=np.int64)
         known = classes >= 0
-        errors = np.zeros(0)
-        if known.any():
-            predicted = self._seen(found.x[known])[1].argmax(axis=1)
-            errors = (predicted != classes[known]).astype(np.float64)
+        _, logits, whole = self._seen(found.x[known])
+        known[known] = whole
+        errors = (logits.argmax(axis=1) != classes[known]).astype(np.float64)
         rows = detector.update(errors)
         memory = Memory(self._bench.base.digest, before + len(errors), detector.state())
         alarms = self._alarms("loss", rows, found.start_s[known])
@@ -176,11 +175,9 @@ class Watcher:
         if count_after(self._store.database, self._shape, cursor) < wanted:
             return False
         found, last = windows_after(self._store.database, self._shape, cursor, wanted)
+        features, logits, _ = self._seen(found.x)
         packed = None
-        if len(found.ids) > 1:  # else nearly all of them are damaged
-            features, logits = self._seen(found.x)
-            if not np.isfinite(features).all():
-                raise InputError("drift-values", "the base's features are not finite", "")
+        if len(features) > 1:  # else nearly all of them are damaged
             predicted = logits.argmax(axis=1).astype(np.int64)
             reference = Reference.of(features, predicted, logits.shape[1])
             packed = {"version": VERSION, **pack(reference, self._bench.base.digest)}
@@ -191,14 +188,25 @@ class Watcher:
                     self._store.state.put(REFERENCE, packed)
         return True
 
-    def _seen(self, x: Floats) -> tuple[Floats, Floats]:
-        """Return what the base makes of raw windows: features, not too wide, and logits."""
+    def _seen(self, x: Floats) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+        """Return what the base makes of raw windows ``(n, channels, window)``.
+
+        A sensor's numbers may be finite and so large that the base's are not. One such window would
+        be in the sums of a detector for good, so it is passed over.
+
+        Returns:
+            Features, not too wide, and logits of the windows where all of them are finite, and
+            which those are, ``(n,)``.
+        """
+        base = self._bench.base.record
         if not len(x):
-            base = self._bench.base.record
-            return np.zeros((0, 1), np.float32), np.zeros((0, len(base.labels)), np.float32)
-        normalised = normalisation_of(self._bench.base.record).apply(x)
-        features, logits = features_of(self._bench.network, normalised)
-        return narrowed(features), logits
+            nothing = np.zeros((0, len(base.labels)), np.float32)
+            return nothing, nothing, np.zeros(0, np.bool_)
+        with np.errstate(over="ignore", invalid="ignore"):
+            features, logits = features_of(self._bench.network, normalisation_of(base).apply(x))
+            features = narrowed(features)
+        whole = np.asarray(np.isfinite(np.hstack([features, logits])).all(axis=1))
+        return features[whole], logits[whole], whole
 
     def _alarms(
         self, signal: Signal, rows: tuple[int, ...], start_s: NDArray[np.float64]

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from clients.agent.answering.agent import Agent
 from clients.agent.answering.held import Held
 from clients.agent.answering.labelled import LARGEST_TRAINING, counted, raw_training
-from clients.agent.answering.pace import Errand, Pace, check_known, forgets_of
+from clients.agent.answering.pace import Errand, Pace, check_known, drops_of, forgets_of
 from clients.agent.answering.packing import unpack_progress
 from clients.agent.answering.training import RECIPE
 from clients.agent.answering.world import World
@@ -26,7 +27,7 @@ from clients.agent.private.serving import Shelf
 from clients.agent.private.settings import Personal
 from clients.agent.private.split import Sides, split
 from clients.agent.serving.kept import KeptRelease
-from clients.agent.store.personal import DROPS, PersonalRow
+from clients.agent.store.personal import PersonalRow
 from fleet.adapt.digest import digest_json
 from fleet.adapt.state import CoreState
 from fleet.adapt.train import AfterStep, Progress
@@ -34,7 +35,7 @@ from fleet.errors import FleetError, MismatchError, RoundError, StorageError
 from fleet.federate.records import Plan
 from fleet.seeds import generator
 
-__all__ = ["AGAIN_S", "LONGEST_S", "POOL", "WANTED", "PrivateCores"]
+__all__ = ["AGAIN_S", "LONGEST_S", "OFF", "POOL", "WANTED", "PrivateCores"]
 
 AGAIN_S = 600.0
 """After a training was refused or failed: how long until the next try."""
@@ -44,6 +45,8 @@ POOL = 8
 """Of the newest windows, so many times as many as may train are looked at."""
 WANTED = "agent-wanted"
 """A training made room for a message; it goes on from its checkpoint."""
+OFF = "personal-off"
+"""The owner turned it off during a training; on again, that goes on from its checkpoint."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +78,7 @@ class PrivateCores:
         self, agent: Agent, held: Held, config: Callable[[], DeviceConfig], world: World
     ) -> None:
         self._agent = agent
+        self._decide = partial(agent.training.decide, own=True)
         self._store = held.store
         self._held = held.serving.held
         self._serving = held.serving
@@ -98,7 +102,7 @@ class PrivateCores:
             with self._agent.aside() as alone:
                 return self._alone() if alone else "busy"
         except FleetError as error:
-            if error.code != WANTED:
+            if error.code not in (WANTED, OFF):
                 self._again = self._world.monotonic() + AGAIN_S
             self._world.say("personal.kept", reason=error.code, detail=error.message)
             return error.code
@@ -131,7 +135,7 @@ class PrivateCores:
             MismatchError: Why it cannot be taken along.
             StorageError: ``personal-damaged``, or the disk's.
         """
-        forgets, drops = forgets_of(self._store), self._drops()
+        forgets, drops = forgets_of(self._store), drops_of(self._store)
         row = self._store.personal.get()
         if row is None:
             return _Found(release, None, None, forgets, drops)
@@ -172,7 +176,7 @@ class PrivateCores:
             return "few-windows"
         if self._hopeless == (release.state.digest, sides.digest):
             return "training-diverged"
-        decision = self._agent.training.decide()
+        decision = self._decide()
         if not decision.allowed:
             reasons = ", ".join(reason.value for reason in decision.reasons)
             raise RoundError(decision.reasons[0].value, f"not now: the policy says {reasons}")
@@ -183,16 +187,18 @@ class PrivateCores:
         release, recipe = found.release, recipe_of(plan, options, found.release.number)
         before = found.row.people if found.row is not None else frozenset()
         start = found.core.digest if found.core is not None else ""
+        about = [sides.digest, recipe.id, options.model_dump(mode="json"), start, found.drops]
         errand = Errand(
             f"personal/{release.name}",
-            digest_json([sides.digest, recipe.id, options.model_dump(mode="json"), start]),
+            digest_json(about),
             sides.people | before,
             found.forgets,
             self._world.monotonic() + LONGEST_S,
             self._agent.training.budget_s(),
+            found.drops,
         )
         kept = self._store.personal_checkpoints
-        pace = Pace(errand, self._store, self._world, self._agent.training.decide, kept)
+        pace = Pace(errand, self._store, self._world, self._decide, kept)
         budgets = (self._config().policy.memory_budget_bytes, plan.memory_budget)
         self._world.say("personal.started", release=release.number, plan=plan.id)
         try:
@@ -206,7 +212,7 @@ class PrivateCores:
                 found.core,
                 memory_budget=min((one for one in budgets if one), default=0),
                 resume=self._progress(errand),
-                after_step=self._stepping(pace),
+                after_step=self._stepping(pace, errand),
             )
         except RoundError as error:
             if error.code == "training-diverged":
@@ -223,14 +229,11 @@ class PrivateCores:
         self._serve(replace(found, row=row, core=core))
 
     def _keep(self, found: _Found, row: PersonalRow, errand: Errand | None = None) -> None:
-        """Keep a core in the place of the one before, unless somebody was forgotten meanwhile."""
+        """Keep a core in the place of the one before, unless it or somebody was to go meanwhile."""
         keep_base(self._serving.folder, self._held.base)
-        if errand is None:
-            errand = Errand("", "", row.people, found.forgets, 0.0, 0.0)
+        errand = errand or Errand("", "", row.people, found.forgets, 0.0, 0.0, found.drops)
         with self._store.transaction():
             check_known(self._store, errand)
-            if self._drops() != found.drops:
-                raise RoundError("personal-dropped", "the owner dropped it during the training")
             self._store.personal.put(row)
             self._store.personal_checkpoints.clear()
         sweep_bases(self._serving.folder, self._held.base.digest)
@@ -242,8 +245,12 @@ class PrivateCores:
         elif self._shelf.put(found.release, row.digest, core):
             self._world.say("personal.served", release=found.release.number)
 
-    def _stepping(self, pace: Pace) -> AfterStep:
+    def _stepping(self, pace: Pace, errand: Errand) -> AfterStep:
         def step(steps: int, snapshot: Callable[[], Progress]) -> None:
+            check_known(self._store, errand)
+            if not self._config().personal.on:
+                pace.save(snapshot)
+                raise RoundError(OFF, f"the owner turned it off after step {steps}")
             if self._agent.wanted:
                 pace.save(snapshot)
                 raise RoundError(WANTED, f"made room for a message after step {steps}")
@@ -292,6 +299,3 @@ class PrivateCores:
             pack(core),
             people,
         )
-
-    def _drops(self) -> int:
-        return int(self._store.state.get(DROPS, 0))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from clients.agent.config import DeviceConfig
+from clients.agent.serving.folder import identity_of
 from clients.agent.serving.kept import KeptRelease
 from clients.agent.serving.personal import note_personal, personal_of, present, withdraw
 from clients.agent.serving.records import PersonalPointer
@@ -33,7 +34,8 @@ class Shelf:
         self._serving = serving
         self._store = store
         self._config = config
-        self._verified: PersonalPointer | None = None
+        # With the kernels' identity: they are read again once their file has changed.
+        self._verified: tuple[PersonalPointer, tuple[int, ...] | None] | None = None
 
     def put(self, release: KeptRelease, digest: str, core: CoreState) -> bool:
         """Serve a release with the private core of a digest.
@@ -49,7 +51,9 @@ class Shelf:
             release.number, release.base, release.frame, release.method, release.state + core
         )
         before = personal_of(self._serving.folder)
-        if before is not None and before == self._verified and before.own.name == total.name:
+        kernels = self._serving.folder.own_file(total.name)
+        found = identity_of(kernels)
+        if before and (before, found) == self._verified and before.own.name == total.name:
             return False
         with self._serving.locked():
             current = self._serving.served
@@ -62,8 +66,9 @@ class Shelf:
                 withdraw(self._serving.folder)
                 raise
             pointer = PersonalPointer(beside=current, own=whole.pointer)
-            new = note_personal(self._serving.folder, pointer)
-            self._verified = pointer
+            made = identity_of(kernels)
+            new = note_personal(self._serving.folder, pointer, anew=made != found)
+            self._verified = pointer, made
         return new
 
     def clear(self) -> None:

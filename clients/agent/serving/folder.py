@@ -16,7 +16,7 @@ from clients.agent.serving.records import Pointer
 from fleet.errors import StorageError
 from fleet.files import write_json, write_text
 
-__all__ = ["CURRENT", "LAST_GOOD", "LOCK_WAIT_S", "ModelFolder"]
+__all__ = ["CURRENT", "LAST_GOOD", "LOCK_WAIT_S", "ModelFolder", "identity_of"]
 
 CURRENT, LAST_GOOD = "current", "last-good"
 LOCK_WAIT_S = 30.0
@@ -25,6 +25,16 @@ _STARTING = "starting"
 _MAX_POINTER_BYTES = 4096
 _SUFFIX = ".safetensors"
 _NAME = re.compile(r"^[0-9]{6,}-[0-9a-f]{16}$")
+
+
+def identity_of(path: Path) -> tuple[int, ...] | None:
+    """Return what changes whenever a file is replaced or written; None when there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    # The inode alone could come back; with both times it cannot within any real swap.
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 class ModelFolder:
@@ -71,14 +81,13 @@ class ModelFolder:
         names = [stem for stem in stems if _NAME.match(stem)]
         return sorted(names, key=lambda name: (int(name.split("-")[0]), name))
 
+    def own_file(self, name: str) -> Path:
+        """Return where the kernels of a release with the private core lie."""
+        return self.own / f"{name}{_SUFFIX}"
+
     def identity(self, which: str = CURRENT) -> tuple[int, ...] | None:
         """Return what changes with every swap, for one ``stat``; None when there is nothing."""
-        try:
-            status = os.stat(self.path / which)
-        except OSError:
-            return None
-        # The inode alone could come back; with both times it cannot within any real swap.
-        return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+        return identity_of(self.path / which)
 
     def pointer(self, which: str) -> Pointer | None:
         """Read ``current`` or ``last-good``; None when there is none.

@@ -44,8 +44,9 @@ class DeviceModel:
     more than the network; when that shows a swap, the calling thread reads the new model and
     verifies its digest while other threads go on with the old one. What cannot be read whole is
     not served: the old model stays, :attr:`problem` says why, and it is tried again after
-    ``retry_s`` seconds or at the next swap. Where ``current`` is damaged from the start, what was
-    served before it, or the base, answers. Nothing is ever written or unpickled.
+    ``retry_s`` seconds or at the next swap. Where ``current`` is damaged from the start, or when a
+    private core was taken back, what was served before it, or the base, answers. Nothing is ever
+    written or unpickled.
 
     Any number of threads may call :meth:`predict`.
 
@@ -114,6 +115,8 @@ class DeviceModel:
 
         Raises:
             InputError: ``windows-shape``, ``windows-dtype`` or ``windows-not-finite``.
+            StorageError: ``nothing-to-serve``: the private core that answered was taken back, and
+                not even the base is whole.
         """
         self._follow()
         whole = self._answering.whole  # one model for the whole call, whatever is swapped meanwhile
@@ -140,16 +143,34 @@ class DeviceModel:
                 self._swapping.release()
 
     def _reload(self) -> None:
-        """Read what ``current`` names; keep what is served when that cannot be read whole."""
+        """Read what ``current`` names; keep what is served when that cannot be read whole.
+
+        But for a private core that was taken back: its kernels may be of somebody forgotten.
+        """
         for _ in range(_ATTEMPTS):
             identity = self._identity()
             problem = self._swap_in()
             # Swapped again meanwhile, the file read may have been swept: not a problem but late.
             if not problem or identity == self._identity():
                 break
+        if problem and self._withdrawn():
+            self._answering = self._alone()
         self._retry_at = time.monotonic() + self._retry_s
         self._problem = problem
         self._seen = identity
+
+    def _withdrawn(self) -> bool:
+        """Tell whether the private core that answers is no longer noted beside its release."""
+        now = self._answering
+        if now.own is None:
+            return False
+        noted = personal_of(self._folder, now.release)
+        return noted is None or noted.own != now.own
+
+    def _alone(self) -> _Answering:
+        """Return the best release that is whole, without a private core."""
+        whole = self._placed(open_best(self._folder).whole)
+        return _Answering(whole.pointer, whole)
 
     def _swap_in(self) -> str:
         try:
@@ -179,7 +200,7 @@ class DeviceModel:
         if now is not None and now.own == found.own:
             return _Answering(release, now.whole, found.own)
         try:
-            whole = open_served(self._folder.own / f"{found.own.name}.safetensors", found.own)
+            whole = open_served(self._folder.own_file(found.own.name), found.own)
         except FleetError:  # the agent makes it anew; meanwhile the release answers
             return None
         return _Answering(release, self._placed(whole), found.own)

@@ -51,8 +51,14 @@ def personal_of(folder: ModelFolder, current: Pointer | None = None) -> Personal
     return found
 
 
-def note_personal(folder: ModelFolder, pointer: PersonalPointer) -> bool:
+def note_personal(folder: ModelFolder, pointer: PersonalPointer, *, anew: bool = False) -> bool:
     """Serve it from now on, by one rename, and sweep others; call it under the folder's lock.
+
+    Args:
+        folder: The model folder.
+        pointer: What is served beside which release.
+        anew: Whether its kernels were written anew. Whoever could not read those before looks
+            again only when the note has changed, so it is written although it says the same.
 
     Returns:
         Whether it was not served before.
@@ -60,7 +66,7 @@ def note_personal(folder: ModelFolder, pointer: PersonalPointer) -> bool:
     Raises:
         StorageError: See :func:`fleet.files.atomic_path`.
     """
-    new = personal_of(folder) != pointer
+    new = anew or personal_of(folder) != pointer
     if new:
         write_json(folder.path / PERSONAL, pointer.model_dump(mode="json"))
     with suppress(OSError):  # what stays is swept the next time

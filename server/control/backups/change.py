@@ -1,8 +1,8 @@
-"""Whose keys a restore lets in again and whose it shuts out; pure.
+"""Whose keys a restore lets in again, whose it shuts out, whose quarantine it ends; pure.
 
 Keys are compared, not names: a device that was revoked may have been enrolled again under its name,
-by another key. Laws (tests/server/control/backups/test_change.py): no key is let in and shut out; a
-restore of the same registry does neither.
+by another key. Laws (tests/server/control/backups/test_change.py): no key is in two of the lists; a
+restore of the same registry has none in any.
 """
 
 from __future__ import annotations
@@ -45,6 +45,13 @@ class Change:
         return _named({k: name for k, name in good.items() if k not in self.brings.admitted})
 
     @property
+    def ends_quarantine(self) -> list[dict[str, str]]:
+        """Keys in quarantine here that the backup lets take part, with the device of each there."""
+        kept_out = self.before.quarantined if self.before else frozenset()
+        ended = kept_out - self.brings.quarantined
+        return _named({key: name for key, name in self.brings.admitted.items() if key in ended})
+
+    @property
     def certificates(self) -> list[str]:
         """Serial numbers of operators' certificates that are revoked here and not in the backup."""
         refused = self.before.revoked_certificates if self.before else ()
@@ -63,6 +70,8 @@ class Change:
             lines.append(f"lets in again: {count} {what}; revoke them again after")
         if out := self.shuts_out:
             lines.append(f"shuts out: {_listed(out)}, enrolled here; enrol them again after")
+        if ended := self.ends_quarantine:
+            lines.append(f"ends the quarantine of: {_listed(ended)}; quarantine them again after")
         return lines
 
     def record(self) -> dict[str, Any]:
@@ -73,6 +82,7 @@ class Change:
             "forgets": {"revoked_devices": devices, "revoked_certificates": self.certificates},
             "lets_in_again": again,
             "shuts_out": self.shuts_out,
+            "ends_quarantine": self.ends_quarantine,
             "warnings": self.warnings,
         }
 

@@ -28,6 +28,7 @@ class Survey:
         admitted: Device by the fingerprint of its key, of all whose key is good.
         refused: Fingerprints of all keys that were revoked.
         revoked_certificates: Of operators, by serial number.
+        quarantined: Fingerprints of the keys that are good and in quarantine.
     """
 
     devices: int
@@ -37,6 +38,7 @@ class Survey:
     admitted: Mapping[str, str] = field(default_factory=dict)
     refused: frozenset[str] = frozenset()
     revoked_certificates: tuple[str, ...] = ()
+    quarantined: frozenset[str] = frozenset()
 
     def record(self) -> dict[str, Any]:
         """Return the numbers as JSON."""
@@ -69,8 +71,8 @@ def survey(path: Path) -> Survey:
             seq, _ = chain.head(connection)
             devices, rounds, releases = counts
             good, revoked = _admitted(connection), _refused(connection)
-            serials = revoked_serials(connection)
-            return Survey(devices, rounds, releases, seq, good, revoked, serials)
+            serials, kept_out = revoked_serials(connection), _quarantined(connection)
+            return Survey(devices, rounds, releases, seq, good, revoked, serials, kept_out)
     finally:
         database.close()
 
@@ -79,6 +81,12 @@ def _admitted(connection: Connection) -> dict[str, str]:
     kept = tables.devices.c
     found = select(kept.fingerprint, kept.name).where(kept.state != "revoked")
     return {row.fingerprint: row.name for row in connection.execute(found)}
+
+
+def _quarantined(connection: Connection) -> frozenset[str]:
+    kept = tables.devices.c
+    found = select(kept.fingerprint).where(kept.state == "quarantined")
+    return frozenset(connection.execute(found).scalars())
 
 
 def _refused(connection: Connection) -> frozenset[str]:

@@ -27,7 +27,7 @@ from tests.server.control.controlling import (
     remote,
     trust,
 )
-from tests.server.registry.filled import opened, run_round
+from tests.server.registry.filled import Clock, opened, run_round
 
 
 class Time:
@@ -249,6 +249,32 @@ def test_a_wait_for_a_round_that_is_ordered_again_does_not_end_by_its_first_atte
     assert closed_round(verbs, 3, 5.0)["attempt"] == 2
     with pytest.raises(LateError):
         closed_round(Watched(local(fleet)), None, 0.1)
+
+
+@pytest.mark.parametrize(("number", "after"), [(3, None), (None, 2)])
+def test_a_wait_for_an_abandoned_round_tells_why_the_newest_order_for_it_failed(
+    fleet: Fleet, releases: list[Release], clock: Clock, number: int | None, after: int | None
+) -> None:
+    opened(fleet.registry, releases[2], 3)
+    fleet.registry.rounds.abandon(3, why="stuck", actor="c")
+    orders = fleet.registry.orders
+    order = orders.place("start_round", {}, actor="anna")
+    orders.finish(order.id, error="only 2 are here", actor="service")
+    with pytest.raises(RoundError, match="only 2 are here") as failed:
+        closed_round(Watched(local(fleet)), number, 0.1, after=after)
+    assert failed.value.code == "order-failed"
+    clock.now_s += 1
+    opened(fleet.registry, releases[2], 3)
+    fleet.registry.rounds.abandon(3, why="stuck again", actor="c")
+    with pytest.raises(RoundError, match="stuck again"):
+        closed_round(Watched(local(fleet)), number, 0.1, after=after)
+
+
+def test_a_wait_after_a_number_returns_the_next_one_however_many_came_since(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.control.waiting.NEWEST", 1)
+    assert closed_round(local(fleet), None, 0.0, after=0)["round"] == 1
 
 
 def test_an_order_tells_the_number_of_its_round(fleet: Fleet, releases: list[Release]) -> None:

@@ -21,14 +21,14 @@ from clients.agent.drifting.kept import (
 )
 from clients.agent.drifting.reference import LARGEST_FEATURES, narrowed, pack, unpack
 from clients.agent.learner import workbench
-from clients.agent.store import Store
+from clients.agent.store import SplitRule, Store, WindowBatch
 from clients.agent.watching import features_of
 from fleet.adapt.base import Base
 from fleet.continual.signals import Reference
 from fleet.errors import StorageError
 from tests.clients.agent.answering.devices import Turned
 from tests.clients.agent.drifting.streams import add, alarmed, signals_of, watch_all, watcher_of
-from tests.clients.agent.serving.factories import LABELS, MEAN, STD, make_base
+from tests.clients.agent.serving.factories import CHANNELS, LABELS, MEAN, STD, WINDOW, make_base
 
 STATE_BYTES = 1 << 19
 
@@ -100,6 +100,29 @@ def test_a_window_that_is_damaged_on_the_disk_is_passed_over(store: Store, base:
     memory = memory_of(store, "label-free")
     assert memory is not None
     assert (memory.seen, window_cursor_of(store)) == (200 - 96 - 11, 200)
+
+
+@pytest.mark.parametrize("place", [20, 150])
+def test_a_window_of_numbers_too_large_to_compute_with_is_passed_over(
+    store: Store, base: Base, place: int
+) -> None:
+    """Also among the first 96, which the reference is made of."""
+    turned = Turned()
+    watcher = watcher_of(store, base, turned)
+    add(store, place)
+    huge = np.full((1, CHANNELS, WINDOW), 3e38, np.float32)
+    batch = WindowBatch(np.array([1e6]), np.array([1e6 + 1]), huge)
+    assert store.windows.add("ada", "stream", batch, SplitRule(kind="train")).new == 1
+    add(store, 400 - place, place)
+    add(store, 100, 400, turned=True)
+    watch_all(watcher)
+    memory = memory_of(store, "label-free")
+    assert memory is not None
+    seen = 501 - 96 - (1 if place > 96 else 0)
+    assert (memory.seen, window_cursor_of(store)) == (seen, 501)
+    assert turned.said("drift.refused") == []
+    [(_, window)] = alarmed(store)  # at the window itself, not one beside it
+    assert 400 <= window < 500
 
 
 @pytest.mark.parametrize("test", ["cusum", "adwin"])
@@ -266,6 +289,11 @@ def test_errors_on_labels_that_come_late_raise_an_alarm_once_the_base_is_wrong(
     [(signal, window)] = alarmed(store)
     assert signal == "loss"
     assert 300 <= window < 400
+    huge = np.full((1, CHANNELS, WINDOW), 3e38, np.float32)
+    batch = WindowBatch(np.array([1e6]), np.array([1e6 + 1]), huge)
+    store.windows.add("ada", "stream", batch, SplitRule(kind="train"))
+    store.labels.range("ada", 1e6, 1e6 + 1, LABELS[0], "a")  # nobody knows what the base says
+    watch_all(watcher)
     memory = memory_of(store, "loss")
     assert memory is not None
     assert memory.seen == 600

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from clients.agent.answering.packing import pack_update
+from clients.agent.answering.world import Cadence
+from clients.agent.drifting.settings import Drift
 from clients.agent.power.readings import Readings
 from clients.agent.private import cores as module
 from clients.agent.private.record import unpack
@@ -21,7 +23,13 @@ from fleet.continual.personal import held_back
 from fleet.errors import RoundError, StorageError
 from fleet.federate.releases import Release
 from fleet.federate.wire import Payload
-from tests.clients.agent.answering.devices import Turned, fill, release_message, train_message
+from tests.clients.agent.answering.devices import (
+    Turned,
+    device_config,
+    fill,
+    release_message,
+    train_message,
+)
 from tests.clients.agent.private.wearing import ON, Wearer, movements, wear, worn
 from tests.clients.agent.serving.factories import CHANNELS, LABELS, WINDOW
 
@@ -216,6 +224,33 @@ def test_the_owners_policy_holds_and_is_asked_again_only_after_a_while(
     assert wearer.cores.look() == "trained"
 
 
+@pytest.mark.parametrize(
+    ("rule", "code"),
+    [
+        ({"drift": Drift(watch=True, participate="drift", rounds=1)}, "no-drift"),
+        ({"policy": device_config(label_rounds=1).policy}, "no-new-labels"),
+    ],
+)
+def test_what_makes_a_round_of_the_fleet_not_worth_it_does_not_keep_it_from_learning(
+    dressed: Path,
+    tmp_path: Path,
+    turned: Turned,
+    releases: list[Release],
+    rule: dict[str, Any],
+    code: str,
+) -> None:
+    state = Path(shutil.copytree(dressed, tmp_path / "state"))
+    often = turned.world(cadence=Cadence(look_s=0.0))  # the policy is asked after each step too
+    with worn(state, often) as wearer:
+        config = wearer.device.config
+        config[0] = config[0].model_copy(update=rule)
+        wearer.device.agent.watch()
+        wearer.bring(releases[1])
+        decision = wearer.device.agent.training.decide()
+        assert [reason.value for reason in decision.reasons] == [code]
+        assert wearer.cores.look() == "trained"
+
+
 def test_its_seconds_count_to_the_days_and_the_memory_budget_holds(
     wearer: Wearer, turned: Turned, releases: list[Release], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,6 +382,30 @@ def test_a_served_file_that_is_damaged_leaves_the_release_answering_until_it_is_
     with worn(state, turned.world()) as wearer:
         assert wearer.cores.look() == "current"
         assert wearer.model().personal
+
+
+@pytest.mark.parametrize("way", ["deleted", "damaged"])
+def test_a_served_file_that_goes_while_the_agent_runs_is_made_again_for_those_who_read_it(
+    wearer: Wearer, turned: Turned, releases: list[Release], way: str
+) -> None:
+    wearer.cores.look()
+    wearer.cores.look()
+    assert len(turned.said("personal.served")) == 1
+    with_core = wearer.model().digest
+    [kernels] = wearer.device.serving.folder.own.glob("*.safetensors")
+    if way == "deleted":
+        kernels.unlink()
+    else:
+        kernels.write_bytes(kernels.read_bytes()[:-7])
+    running = wearer.model()
+    assert running.digest == wearer.release_digest
+    assert wearer.cores.look() == "current"
+    assert len(turned.said("personal.served")) == 2
+    running.predict(movements(1, seed=3))
+    assert (running.personal, running.digest) == (True, with_core)
+    note = wearer.device.serving.folder.identity(PERSONAL)
+    assert wearer.cores.look() == "current"
+    assert wearer.device.serving.folder.identity(PERSONAL) == note  # not written at every look
 
 
 def test_status_reports_the_release_and_health_what_the_core_brought(

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from clients.agent.answering import pace
+from clients.agent.answering.world import Cadence
 from clients.agent.config import load_config, save_config
 from clients.agent.private import cores as module
 from clients.agent.private.removing import drop, forget, switch
 from clients.agent.private.summary import line, standing
 from clients.agent.serving.personal import PERSONAL, personal_of
 from clients.agent.store import open_store
-from fleet.errors import RoundError
+from fleet.adapt.train import AfterStep, Progress
+from fleet.errors import RoundError, StorageError
 from fleet.federate.releases import Release
 from tests.clients.agent.answering.devices import Turned, device_config
 from tests.clients.agent.private.wearing import ON, Wearer, wear, worn
@@ -48,6 +52,45 @@ def test_forgetting_a_person_deletes_the_core_and_the_release_answers_at_once(
     assert kernels.encode() not in left
     assert wearer.cores.look() == "few-windows"
     assert not wearer.model().personal
+
+
+def test_a_core_of_somebody_forgotten_does_not_answer_although_the_release_is_damaged(
+    wearer: Wearer, releases: list[Release]
+) -> None:
+    running, folder = wearer.model(), wearer.device.serving.folder
+    for kernels in folder.served.glob("*.safetensors"):
+        kernels.write_bytes(kernels.read_bytes()[:-7])
+    forget(wearer.state, wearer.device.store, "ada")
+    running.predict(np.zeros((1, CHANNELS, WINDOW)))
+    assert (running.personal, running.served.number) == (False, 0)  # the base
+    assert "no whole safetensors file" in running.problem
+
+
+def test_a_core_of_somebody_forgotten_does_not_answer_although_nothing_else_can(
+    wearer: Wearer, releases: list[Release]
+) -> None:
+    running, folder = wearer.model(), wearer.device.serving.folder
+    for kernels in (folder.base, *folder.served.glob("*.safetensors")):
+        kernels.write_bytes(kernels.read_bytes()[:-7])
+    forget(wearer.state, wearer.device.store, "ada")
+    for _ in range(2):
+        with pytest.raises(StorageError) as refused:
+            running.predict(np.zeros((1, CHANNELS, WINDOW)))
+        assert refused.value.code == "nothing-to-serve"
+
+
+def test_a_core_that_nobody_took_back_goes_on_beside_its_release_when_the_next_is_damaged(
+    wearer: Wearer, releases: list[Release]
+) -> None:
+    running, before = wearer.model(), wearer.model().digest
+    wearer.serve(releases[2])
+    served = wearer.device.serving.served
+    assert served is not None
+    file = wearer.device.serving.folder.served_file(served.name)
+    file.write_bytes(file.read_bytes()[:-7])
+    running.predict(np.zeros((1, CHANNELS, WINDOW)))
+    assert running.problem
+    assert (running.personal, running.digest) == (True, before)
 
 
 def test_forgetting_somebody_whom_it_never_learned_of_leaves_it(
@@ -97,6 +140,94 @@ def test_what_goes_during_a_training_does_not_come_back_with_it(
     assert wearer.cores.look() == wanted[way]
     assert wearer.device.store.personal.get() is None
     assert not wearer.model().personal
+
+
+def during(
+    wearer: Wearer, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], None]
+) -> list[int]:
+    """Let something happen in a training before its second step ends; collect the steps."""
+    original = wearer.cores._stepping
+    taken: list[int] = []
+
+    def stepping(*args: Any) -> AfterStep:
+        look = original(*args)
+
+        def step(steps: int, snapshot: Callable[[], Progress]) -> None:
+            taken.append(steps)
+            if steps == 2:
+                happens()
+            look(steps, snapshot)
+
+        return step
+
+    monkeypatch.setattr(wearer.cores, "_stepping", stepping)
+    return taken
+
+
+@pytest.mark.parametrize("way", ["forget", "drop"])
+def test_what_goes_during_a_training_ends_it_with_the_step_and_leaves_no_checkpoint(
+    brought: Path, tmp_path: Path, turned: Turned, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    state = Path(shutil.copytree(brought, tmp_path / "first"))
+    with worn(state, turned.world()) as wearer:
+        store = wearer.device.store
+
+        def go() -> None:
+            store.personal_checkpoints.put("p", "w", b"half of ada", ["ada"])
+            if way == "drop":
+                drop(state, store)
+            else:
+                forget(state, store, "ada")
+
+        taken = during(wearer, monkeypatch, go)
+        wanted = {"forget": "person-forgotten", "drop": "personal-dropped"}
+        assert wearer.cores.look() == wanted[way]
+        assert store.personal_checkpoints.plan() is None
+        assert taken == [1, 2]
+
+
+def test_a_checkpoint_is_not_kept_of_what_was_dropped_since_its_step_began(
+    brought: Path, tmp_path: Path, turned: Turned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = Path(shutil.copytree(brought, tmp_path / "first"))
+    with worn(state, turned.world(cadence=Cadence(checkpoint_s=0.0))) as wearer:
+        original = pace.pack_progress
+
+        def packed(progress: Progress) -> bytes:
+            drop(state, wearer.device.store)  # after the step's look, before the transaction
+            return original(progress)
+
+        monkeypatch.setattr(pace, "pack_progress", packed)
+        assert wearer.cores.look() == "personal-dropped"
+        assert wearer.device.store.personal_checkpoints.plan() is None
+
+
+def test_off_during_a_training_ends_it_and_on_again_it_goes_on_from_its_checkpoint(
+    brought: Path, tmp_path: Path, turned: Turned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores, resumed = [], []
+    original = module.learned
+
+    def learned(*args: Any, **kwargs: Any) -> Any:
+        resumed.append(kwargs["resume"].steps if kwargs["resume"] else 0)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, "learned", learned)
+    for number, interrupted in enumerate((False, True)):
+        state = Path(shutil.copytree(brought, tmp_path / f"device-{number}"))
+        with worn(state, turned.world()) as wearer:
+            if interrupted:
+                with monkeypatch.context() as patched:
+                    off = ON.model_copy(update={"on": False})
+                    during(wearer, patched, lambda wearer=wearer, off=off: wearer.set(off))
+                    assert wearer.cores.look() == "personal-off"
+                assert wearer.device.store.personal_checkpoints.plan() is not None
+                assert wearer.cores.look() == "off"
+                wearer.set(ON)
+            assert wearer.cores.look() == "trained"
+            cores.append(wearer.row.digest)
+    assert cores[0] == cores[1]
+    assert resumed == [0, 0, 2]
 
 
 def test_what_goes_between_training_and_serving_is_not_served(

@@ -75,6 +75,18 @@ def test_a_revoked_key_that_comes_back_is_told_though_its_name_has_a_new_one(
         assert registry.devices.get("bob").fingerprint == old
 
 
+def test_a_quarantine_that_a_restore_ends_is_told(
+    take: Take, home: ServerFolder, kept: Registry
+) -> None:
+    key, file = kept.devices.get("bob").fingerprint, take()
+    kept.devices.quarantine("bob", why="lies", actor="anna")
+    kept.close()
+    with staged(file, home, looking=True) as found:
+        assert found.record()["ends_quarantine"] == [{"device": "bob", "fingerprint": key}]
+        (line,) = found.change.warnings
+    assert line.startswith(f"ends the quarantine of: bob (key {key[:16]}…)")
+
+
 def test_keys_that_fit_no_longer_are_moved_aside_too(take: Take, elsewhere: ServerFolder) -> None:
     file, other = take(), make_authority(NOW)
     elsewhere.make()
