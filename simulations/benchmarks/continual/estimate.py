@@ -19,8 +19,18 @@ __all__ = ["estimate"]
 # Where nothing is measured: milliseconds of a window of a base's training, and of one that arrives
 # or is judged, by strategy. HAPT, small CNN, one core of a busy EPYC: machines differ by a factor.
 BASE_MS = 1.0
-WINDOW_MS = 1.0
-USUAL_MS = {"frozen": 0.26, "core": 0.57, "core+replay+personal": 3.5, "core+all": 8.5}
+WINDOW_MS = 0.7
+USUAL_MS = {
+    "frozen": 0.1,
+    "fedavg-head": 0.25,
+    "ffa-lora": 0.4,
+    "core": 0.35,
+    "core+drift": 0.4,
+    "core+replay": 0.55,
+    "core-joint": 0.55,
+    "core+replay+personal": 1.35,
+    "core+all": 3.1,
+}
 # Rates of a ladder that a climb tries, as a rule.
 EXPECTED_RATES = 4
 
