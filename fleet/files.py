@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from fleet.errors import StorageError
 
-__all__ = ["atomic_path", "write_bytes", "write_json", "write_text"]
+__all__ = ["atomic_path", "sync_directory", "write_bytes", "write_json", "write_text"]
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         raise _storage_error(path, error) from error
     finally:
@@ -64,7 +64,12 @@ def _write_all(file: IO[bytes], content: bytes) -> None:
     file.flush()
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Make durable what was renamed or removed in a directory.
+
+    Raises:
+        OSError: When the disk refuses.
+    """
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

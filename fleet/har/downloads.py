@@ -22,6 +22,11 @@ from fleet.har.checks import bounded
 
 __all__ = ["find_folder", "finish", "numbers", "opened"]
 
+# What archives and decompressors raise for damaged data.
+DAMAGED = (
+    *(tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error),
+    *(EOFError, NotImplementedError, RuntimeError),
+)
 MAX_MEMBERS = 50_000
 MAX_UNPACKED_BYTES = 8 * 2**30
 MAX_DEPTH = 4
@@ -59,9 +64,7 @@ def opened(root: Path, wanted: Wanted) -> Iterator[Path]:
         target = Path(temporary)
         try:
             _unpack(root, target, wanted)
-        except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error) as error:
-            raise _corrupt(root, error) from error
-        except (EOFError, NotImplementedError, RuntimeError) as error:
+        except DAMAGED as error:
             raise _corrupt(root, error) from error
         except OSError as error:
             # Without a number it comes from a decompressor that met damaged data.

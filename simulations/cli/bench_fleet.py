@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fleet.errors import InputError, Interrupted
+from fleet.errors import InputError
 from server.control.cli.render import Format, FormatOption, emit, progress_console
+from simulations.cli.places import temporary_place
 
 if TYPE_CHECKING:
     from simulations.benchmarks.fleet import Point
@@ -70,16 +69,8 @@ def _folder(out: Path | None) -> Iterator[Path]:
             raise InputError("out-in-use", f"{out} is not empty", "Choose another --out.")
         yield out.absolute()
         return
-    made = Path(tempfile.mkdtemp(prefix="fb-"))  # sockets have short paths
-    with ExitStack() as stack:
-        stack.callback(shutil.rmtree, made, ignore_errors=True)
-        try:
-            yield made
-        except (Interrupted, KeyboardInterrupt):
-            raise
-        except Exception:
-            stack.pop_all()  # the logs say why
-            raise
+    with temporary_place("fb-") as made:
+        yield made
 
 
 def _sizes(text: str) -> list[int]:

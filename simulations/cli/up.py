@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fleet.errors import Interrupted
 from server.control.cli.render import Format, FormatOption, emit, progress_console
+from simulations.cli.places import temporary_place
 
 if TYPE_CHECKING:
     from fleet.supervise.told import Told
@@ -97,19 +95,9 @@ def up(
         deadline_s=deadline_s,
         control=control,
     )
-    with ExitStack() as stack:
-        place = folder.expanduser().absolute() if folder else None
-        if place is None:
-            # Sockets have short paths.
-            place = Path(tempfile.mkdtemp(prefix="fleet-up-"))
-            stack.callback(shutil.rmtree, place, ignore_errors=True)
-        try:
-            seen, stopped = _run(wanted, Box(place), form)
-        except (Interrupted, KeyboardInterrupt):
-            raise
-        except Exception:
-            stack.pop_all()  # the logs say why
-            raise
+    given = nullcontext(folder.expanduser().absolute()) if folder else None
+    with given or temporary_place("fleet-up-") as place:
+        seen, stopped = _run(wanted, Box(place), form)
     report = {key: seen[key] for key in ("devices", "rounds", "release")} if seen else {}
     emit(report, form, lambda console: console.print(drawn(seen)))
     return 130 if stopped else 0

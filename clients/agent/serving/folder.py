@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from clients.agent.serving.records import Pointer
 from fleet.errors import StorageError
-from fleet.files import write_json, write_text
+from fleet.files import sync_directory, write_json, write_text
 
 __all__ = ["CURRENT", "LAST_GOOD", "LOCK_WAIT_S", "ModelFolder", "identity_of"]
 
@@ -61,7 +61,7 @@ class ModelFolder:
             for folder in (self.releases, self.served):
                 folder.mkdir(parents=True, exist_ok=True)
             for folder in (self.path, self.path.parent):
-                _sync(folder)
+                sync_directory(folder)
         except OSError as error:
             raise StorageError(
                 "folder-failed", f"{self.path} could not be made: {error.strerror}", ""
@@ -211,11 +211,3 @@ def _lock(descriptor: int, path: Path, wait_s: float) -> None:
                     "Wait for it, or see what it does: fleet-device status",
                 ) from error
             time.sleep(_LOCK_PAUSE_S)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,6 @@ for that one release: when another is swapped in, it is void, and the release an
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from pydantic import ValidationError
 from clients.agent.serving.folder import CURRENT, ModelFolder
 from clients.agent.serving.records import PersonalPointer, Pointer
 from fleet.errors import StorageError
-from fleet.files import write_json
+from fleet.files import sync_directory, write_json
 
 __all__ = [
     "PERSONAL",
@@ -94,10 +93,11 @@ def withdraw(folder: ModelFolder) -> bool:
         there = note.exists()
         if there:
             note.unlink(missing_ok=True)
-            _sync(folder.path)
+            # A power cut must not bring back what somebody was told is gone.
+            sync_directory(folder.path)
         swept = _sweep(folder, "")
         if swept:
-            _sync(folder.own)
+            sync_directory(folder.own)
         return there or bool(swept)
     except OSError as error:
         raise StorageError(
@@ -118,12 +118,3 @@ def _sweep(folder: ModelFolder, spared: str) -> list[Path]:
 def _kernels(folder: ModelFolder) -> list[Path]:
     # Also what a write that was cut off has left: it is of the same people.
     return [*folder.own.glob("*.safetensors"), *folder.own.glob(".*.tmp")]
-
-
-def _sync(folder: Path) -> None:
-    # A power cut must not bring back what somebody was told is gone.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

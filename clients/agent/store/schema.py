@@ -93,9 +93,9 @@ def _first(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
-def _second(connection: sqlite3.Connection) -> None:
+def _checkpoint_tables(connection: sqlite3.Connection, name: str) -> None:
     connection.execute(
-        """CREATE TABLE checkpoints (
+        f"""CREATE TABLE {name}s (
             plan TEXT PRIMARY KEY,
             made_s REAL NOT NULL,
             windows TEXT NOT NULL,
@@ -103,11 +103,15 @@ def _second(connection: sqlite3.Connection) -> None:
             payload BLOB NOT NULL)"""
     )
     connection.execute(
-        """CREATE TABLE checkpoint_people (
-            plan TEXT NOT NULL REFERENCES checkpoints (plan) ON DELETE CASCADE,
+        f"""CREATE TABLE {name}_people (
+            plan TEXT NOT NULL REFERENCES {name}s (plan) ON DELETE CASCADE,
             person TEXT NOT NULL,
             PRIMARY KEY (plan, person)) WITHOUT ROWID"""
     )
+
+
+def _second(connection: sqlite3.Connection) -> None:
+    _checkpoint_tables(connection, "checkpoint")
 
 
 def _third(connection: sqlite3.Connection) -> None:
@@ -147,20 +151,7 @@ def _fourth(connection: sqlite3.Connection) -> None:
             person TEXT NOT NULL,
             PRIMARY KEY (core, person)) WITHOUT ROWID"""
     )
-    connection.execute(
-        """CREATE TABLE personal_checkpoints (
-            plan TEXT PRIMARY KEY,
-            made_s REAL NOT NULL,
-            windows TEXT NOT NULL,
-            crc INTEGER NOT NULL,
-            payload BLOB NOT NULL)"""
-    )
-    connection.execute(
-        """CREATE TABLE personal_checkpoint_people (
-            plan TEXT NOT NULL REFERENCES personal_checkpoints (plan) ON DELETE CASCADE,
-            person TEXT NOT NULL,
-            PRIMARY KEY (plan, person)) WITHOUT ROWID"""
-    )
+    _checkpoint_tables(connection, "personal_checkpoint")
 
 
 MIGRATIONS: tuple[Migration, ...] = (_first, _second, _third, _fourth)

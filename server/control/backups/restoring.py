@@ -19,6 +19,7 @@ from typing import Any
 
 from fleet.errors import FleetError, StorageError
 from fleet.federate.signing import public_of
+from fleet.files import sync_directory
 from fleet.supervise.record import RunLock, standing
 from server.control.backups.archive import (
     AUTHORITY_KEY,
@@ -142,7 +143,8 @@ class Staged:
                 if name in PUBLIC_FILES:
                     (self.stage / name).chmod(0o644)
                 os.replace(self.stage / name, self.folder.path / name)
-            _flush(aside if self.moved else self.folder.path, self.folder.path)
+            for each in {aside if self.moved else self.folder.path, self.folder.path}:
+                sync_directory(each)
         except OSError as error:
             raise StorageError(
                 "write-failed",
@@ -256,12 +258,3 @@ def _check_nobody_runs(folder: ServerFolder) -> None:
             f"{', '.join(alive)} of {folder.path} still run, though their supervisor ended",
             "End them first; see their ids: fleet server status",
         )
-
-
-def _flush(*folders: Path) -> None:
-    for each in folders:
-        descriptor = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

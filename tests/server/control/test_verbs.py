@@ -1,33 +1,21 @@
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
-from sqlalchemy import update
 
 from fleet.errors import FleetError, StorageError
 from fleet.federate.releases import Release, load_release
-from fleet.federate.signing import key_id, make_key, public_of, sign
 from server.control import requests as r
 from server.control.roles import Role
 from server.control.table import VERBS
 from server.control.verbs.fleet import Fleet
-from server.registry import Registry, tables
-from tests.server.control.controlling import SIGNING, ask, doors, known, trust
+from tests.server.control.controlling import ask, doors, known, trust
 from tests.server.control.test_proto import smallest
 from tests.server.registry.filled import (
     BASE,
-    DEVICES,
-    FIRST,
-    Clock,
-    aggregate,
-    answer,
     key_of,
     opened,
-    plan_from,
 )
 
 DESTRUCTIVE = sorted(name for name in VERBS if issubclass(r.REQUESTS[name], r.Destruction))
@@ -242,149 +230,6 @@ def test_an_exported_release_is_the_release(
     assert told.data["bytes"] == len(told.content)
 
 
-def test_a_replay_is_the_release_and_without_a_device_it_is_not(fleet: Fleet) -> None:
-    assert ask(fleet, r.RoundReplay(round=2))["same"] is True
-    same = ask(fleet, r.RoundReplay(round=2))["distance"]
-    assert same == {"largest": 0.0, "cosine": pytest.approx(1.0)}
-    told = ask(fleet, r.RoundReplay(round=2, without=("ada",)))
-    assert (told["same"], told["devices"]) == (False, ["bob"])
-
-
-def test_a_replay_by_another_rule_tells_how_far_it_is_from_the_record(
-    fleet: Fleet, releases: list[Release]
-) -> None:
-    told = ask(fleet, r.RoundReplay(round=1, rule="median"))
-    assert (told["same"], told["rule"]) == (False, "median")
-    plan = plan_from(FIRST, 1)
-    updates = [answer(plan, device)[0] for device in DEVICES]
-    step = np.median([each.steps for each in updates], axis=0) / 2**32
-    recorded = flat(releases[1]) - flat(releases[0])
-    assert told["distance"]["largest"] == pytest.approx(abs(step - recorded).max(), abs=1e-6)
-    cosine = step @ recorded / np.linalg.norm(step) / np.linalg.norm(recorded)
-    assert told["distance"]["cosine"] == pytest.approx(cosine, abs=1e-6)
-    assert 0.1 < cosine < 0.999
-    with pytest.raises(FleetError) as refused:
-        ask(fleet, r.RoundReplay(round=1, rule="nonsense"))
-    assert refused.value.exit_code == 4
-
-
-def flat(release: Release) -> NDArray[np.float64]:
-    return np.concatenate([a.astype(float).ravel() for a in release.state.arrays.values()])
-
-
-def test_a_round_tells_who_answered_what(fleet: Fleet) -> None:
-    found = ask(fleet, r.RoundShow(round=2))["round"]
-    assert [each["device"] for each in found["updates"]] == ["ada", "bob"]
-    assert [(each["device"], each["reason"]) for each in found["refusals"]] == [
-        ("cyd", "not-finite")
-    ]
-    assert (found["asked"], found["accepted"], found["refused"]) == (3, 2, 1)
-    assert (found["unanswered"], found["seconds"], found["traffic"]) == (
-        [],
-        5.0,
-        {"bytes_up": 1280},
-    )
-
-
-def test_a_list_of_rounds_counts_without_reading_the_updates(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def reading(*_: object) -> None:
-        raise AssertionError("the updates were read")
-
-    monkeypatch.setattr("server.registry.rounds.updates_of", reading)
-    rounds = ask(fleet, r.RoundList())["rounds"]
-    assert [(row["accepted"], row["refused"]) for row in rounds] == [(3, 0), (2, 1)]
-
-
-def test_a_start_and_an_abort_are_orders_to_the_service(
-    fleet: Fleet, releases: list[Release], clock: Clock
-) -> None:
-    assert ask(fleet, r.RoundStart(key="k1"))["service_alive_at"] is None
-    fleet.registry.observations.beat(pid=1, version="0", started_at_s=clock.now_s, doing={})
-    with pytest.raises(FleetError) as refused:
-        ask(fleet, r.RoundAbort(key="k2"))
-    assert refused.value.code == "no-open-round"
-    opened(fleet.registry, releases[2], 3)
-    told = ask(fleet, r.RoundAbort(key="k3", why="stuck"))
-    assert told["touches"]["devices"] == ["ada", "bob", "cyd"]
-    assert told["service_alive_at"] is not None
-    waiting = fleet.registry.orders.waiting()
-    assert [(each.verb.value, dict(each.args)) for each in waiting] == [
-        ("start_round", {}),
-        ("abort_round", {"reason": "stuck"}),
-    ]
-
-
-def signed(registry: Registry, start: Release, number: int, key: bytes) -> None:
-    """Run a round whose release is signed."""
-    plan = opened(registry, start, number)
-    updates = [answer(plan, "ada")]
-    for admitted, payload in updates:
-        registry.rounds.accept(number, admitted, payload, actor="c")
-    made = aggregate(start, plan, [admitted for admitted, _ in updates], number)
-    registry.rounds.release(number, made, signature=bytes.fromhex(sign(made, key)), actor="c")
-
-
-def test_a_verification_tells_good_bad_and_absent_signatures(
-    fleet: Fleet, releases: list[Release]
-) -> None:
-    signed(fleet.registry, releases[2], 3, SIGNING)
-    signed(fleet.registry, fleet.registry.releases.load(3), 4, make_key())
-    told = ask(fleet, r.ReleaseVerify())
-    found = {each["number"]: each["signature"] for each in told["releases"]}
-    assert found == {0: "absent", 1: "absent", 2: "absent", 3: "good", 4: "bad"}
-    assert told["sound"] is False
-    without = dataclasses.replace(fleet, release_public=None)
-    told = ask(without, r.ReleaseVerify())
-    assert (told["sound"], told["signatures_checked"]) == (True, False)
-    assert told["releases"][4]["signature"] == "unchecked"
-
-
-def test_a_release_of_an_earlier_key_verifies_with_the_key_that_signed_it(
-    fleet: Fleet, releases: list[Release]
-) -> None:
-    earlier, stranger = make_key(), make_key()
-    fleet.registry.signers.add(public_of(earlier), actor="service")
-    signed(fleet.registry, releases[2], 3, earlier)
-    fleet.registry.signers.add(public_of(SIGNING), actor="service")
-    signed(fleet.registry, fleet.registry.releases.load(3), 4, SIGNING)
-    told = ask(fleet, r.ReleaseVerify())["releases"]
-    assert [(row["signature"], row["key"]) for row in told[3:]] == [
-        ("good", key_id(public_of(earlier))),
-        ("good", key_id(public_of(SIGNING))),
-    ]
-    assert not [row for row in told[3:] if row["problems"]]
-    restored = dataclasses.replace(fleet, release_public=None)  # a backup without keys
-    assert ask(restored, r.ReleaseVerify())["releases"][3]["signature"] == "good"
-    signed(fleet.registry, fleet.registry.releases.load(4), 5, stranger)
-    told = ask(fleet, r.ReleaseVerify())["releases"]
-    assert (told[5]["signature"], told[5]["key"]) == ("bad", None)
-    assert key_id(public_of(earlier)) in told[5]["problems"][0]
-
-
-def test_a_key_is_kept_once_and_leaves_a_row_of_the_audit(fleet: Fleet) -> None:
-    first, second = public_of(make_key()), public_of(make_key())
-    for public in (first, first, second, first):
-        fleet.registry.signers.add(public, actor="service")
-    assert list(fleet.registry.signers.all().values()) == [first, second]
-    rows = fleet.registry.audit.rows(newest=2)
-    assert [row.subject for row in rows] == [f"release-key {key_id(k)}" for k in (first, second)]
-    with pytest.raises(FleetError) as refused:
-        fleet.registry.signers.add(b"no key", actor="service")
-    assert refused.value.code == "release-key"
-
-
-def test_a_verification_finds_a_release_that_was_changed(fleet: Fleet) -> None:
-    bare = dataclasses.replace(fleet, release_public=None)
-    with fleet.registry.database.engine.begin() as connection:
-        kept = tables.releases
-        connection.execute(update(kept).where(kept.c.number == 2).values(method="other"))
-    told = ask(bare, r.ReleaseVerify())
-    assert told["sound"] is False
-    assert [bool(each["problems"]) for each in told["releases"]] == [False, False, True]
-
-
 def test_a_policy_changes_by_keys_and_tells_what_changed(fleet: Fleet) -> None:
     with pytest.raises(FleetError) as refused:
         ask(fleet, r.PolicyShow())
@@ -417,12 +262,3 @@ def test_a_backup_lies_in_the_servers_folder_and_nowhere_else(fleet: Fleet) -> N
         with pytest.raises(FleetError) as refused:
             r.RegistryBackup(key="k", name=name)
         assert refused.value.code == "bad-request"
-
-
-def test_the_end_of_the_audit_is_checked_against_what_was_written_down(fleet: Fleet) -> None:
-    head = ask(fleet, r.AuditVerify())
-    fleet.registry.devices.tag("bob", add=["attic"], actor="anna")
-    assert ask(fleet, r.AuditVerify(seq=head["seq"], hash=head["hash"]))["sound"] is True
-    with pytest.raises(StorageError) as broken:
-        ask(fleet, r.AuditVerify(seq=head["seq"], hash="0" * 64))
-    assert broken.value.code == "audit-broken"

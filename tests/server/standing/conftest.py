@@ -8,6 +8,8 @@ import pytest
 from fleet.adapt.base import Base
 from fleet.har.population import Population
 from tests.server.registry.conftest import file, memory, template
+from tests.server.standing.doors import keyed, with_keys
+from tests.server.standing.mute import Mute
 from tests.server.standing.standing import Fleet, fleet_in
 from tests.simulations.tiny_fleet import MakeConfig
 
@@ -28,3 +30,12 @@ def quick(fleet: Fleet) -> Fleet:
     """The same with devices that make their updates up."""
     fleet.devices.fast = True
     return fleet
+
+
+@pytest.fixture
+def mute(quick: Fleet) -> Mute:
+    """Three devices with keys; each of them may fall silent."""
+    made = Mute()
+    keys = with_keys(quick, dict(enumerate(quick.devices.names)))
+    quick.start(made.grid(keyed(keys)), keyed=True)
+    return made

@@ -5,25 +5,11 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
-from server.flower import NodeInfo
 from server.registry.keys import fingerprint
 from server.standing.nodes import STATUS_EVERY_S, fingerprint_of
-from simulations.inprocess import InProcessGrid
 from tests.server.registry.filled import OPERATOR
+from tests.server.standing.doors import keyed, pair, with_keys
 from tests.server.standing.standing import Fleet
-
-PEM = serialization.Encoding.PEM
-SPKI = serialization.PublicFormat.SubjectPublicKeyInfo
-SSH = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-
-
-def pair() -> tuple[bytes, str]:
-    """Return a public key as Flower's nodes have it, and as an operator enrolls it."""
-    public = ec.generate_private_key(ec.SECP384R1()).public_key()
-    return public.public_bytes(PEM, SPKI), public.public_bytes(*SSH).decode() + " someone@lab"
 
 
 def test_a_nodes_key_has_the_fingerprint_that_it_was_enrolled_by() -> None:
@@ -31,29 +17,6 @@ def test_a_nodes_key_has_the_fingerprint_that_it_was_enrolled_by() -> None:
     assert fingerprint_of(pem) == fingerprint(line)
     assert fingerprint_of(b"no key") == ""
     assert fingerprint_of(base64.b64encode(pem)) == ""
-
-
-def keyed(keys: dict[int, bytes]) -> type[InProcessGrid]:
-    """Return a grid whose nodes have keys, by partition."""
-
-    class Keyed(InProcessGrid):
-        def get_nodes(self) -> list[NodeInfo]:
-            found = super().get_nodes()
-            for info in found:
-                info.public_key = keys.get(self._partitions[info.node_id], b"")
-            return found
-
-    return Keyed
-
-
-def with_keys(fleet: Fleet, names: dict[int, str]) -> dict[int, bytes]:
-    """Enroll devices anew by real keys; return the keys that their nodes have."""
-    keys = {}
-    for partition, name in names.items():
-        keys[partition], line = pair()
-        fleet.registry.devices.revoke(name, why="a real key", actor=OPERATOR)
-        fleet.registry.devices.enroll(name, line, actor=OPERATOR)
-    return keys
 
 
 def test_nodes_are_known_by_their_keys(quick: Fleet) -> None:

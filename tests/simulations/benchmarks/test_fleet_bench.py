@@ -84,7 +84,7 @@ def test_every_process_of_a_box_is_of_one_kind_and_no_other_is_counted() -> None
         "keeper": 1,
         DEVICES: 4,
     }
-    assert kinds_of(processes(), OURS, "/tmp/b3") == []
+    assert kinds_of(processes(), OURS, "/srv/b3") == []
 
 
 def test_a_child_that_was_waited_for_is_counted_with_its_parent() -> None:

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from fleet.adapt.base import load_base
-from fleet.config import RunConfig
-from fleet.continual.scenario import parse_scenario
 from fleet.errors import FleetError, InputError
 from simulations.continual.run import ScenarioRun, is_scenario_run, open_run, resumed, simulate
 from simulations.engines import Engine
 from simulations.progress import Silent
+from tests.simulations.continual.tiny_run import Killed, Notes, tiny_run, train_tiny_base
 
 MOVES = """
 name = "moves"
@@ -47,39 +46,15 @@ count = 2
 MakeRun = Callable[..., ScenarioRun]
 
 
-class Killed(Exception):
-    pass
-
-
-class Stops(Silent):
-    """A progress that ends the process, so to speak, after some periods."""
-
-    def __init__(self, periods: int) -> None:
-        self.left = periods
-
-    def advance(self, note: str = "") -> None:
-        if "period" in note:
-            self.left -= 1
-            if not self.left:
-                raise Killed
-
-
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Callable[[str], Path]:
     """A network for the classes at the start of a scenario, trained once a session."""
     held: dict[str, Path] = {}
 
     def path(text: str) -> Path:
-        from fleet.adapt.base import save_base
-        from server.prepare import train_base
-        from simulations.continual.setting import setting_of
-
         if text not in held:
-            values = {"data": str(tiny_data), "rank": 2, "base_epochs": 6, "shift": "none"}
-            setting = setting_of(RunConfig.parse(values), parse_scenario(text, "test"))
-            people = setting.population
-            held[text] = tmp_path_factory.mktemp("trained") / "base.safetensors"
-            save_base(train_base(setting.config, people, people.source), held[text])
+            made = tmp_path_factory.mktemp("trained") / "base.safetensors"
+            held[text] = train_tiny_base(made, text, tiny_data, epochs=6)
         return held[text]
 
     return path
@@ -96,14 +71,8 @@ def make_run(tmp_path: Path, tiny_data: Path, trained: Callable[[str], Path]) ->
         **named: Any,
     ) -> ScenarioRun:
         text = text.format(more=more) if "{more}" in text else text
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        if not (folder / "base.safetensors").exists():
-            (folder / "base.safetensors").write_bytes(trained(text).read_bytes())
-        fields = {"data": str(tiny_data), "rank": 2, "batch": 8, "learning_rate": 0.05}
-        config = RunConfig.parse({**fields, "out": str(folder), "shift": "none"})
-        scenario = parse_scenario(text, "test")
-        return ScenarioRun(config, scenario, tuple(strategies.split(",")), **named)
+        base, names = trained(text).read_bytes(), tuple(strategies.split(","))
+        return tiny_run(tmp_path / name, text, tiny_data, base, names, **named)
 
     return make
 
@@ -146,7 +115,7 @@ def test_a_run_that_was_killed_ends_where_an_unbroken_one_does(
     unbroken = simulate(open_run(make_run("one", strategies=strategy)), Silent())
     run = make_run("two", strategies=strategy)
     with pytest.raises(Killed):
-        simulate(open_run(run), Stops(after))
+        simulate(open_run(run), Notes(after))
     assert is_scenario_run(run.folder)
     report = simulate(resumed(run.folder, 0), Silent())
     assert digests(report, strategy) == digests(unbroken, strategy)
@@ -158,7 +127,7 @@ def test_a_killed_run_goes_on_over_a_change_of_classes(make_run: MakeRun) -> Non
     unbroken = simulate(open_run(make_run("one", GROWS, strategies=strategy)), Silent())
     run = make_run("two", GROWS, strategies=strategy)
     with pytest.raises(Killed):
-        simulate(open_run(run), Stops(3))
+        simulate(open_run(run), Notes(3))
     assert digests(simulate(resumed(run.folder, 0), Silent()), strategy) == digests(
         unbroken, strategy
     )
@@ -240,7 +209,7 @@ def test_devices_that_are_away_serve_what_they_last_heard_of(make_run: MakeRun) 
 def test_a_run_is_not_begun_twice_in_one_folder(make_run: MakeRun) -> None:
     run = make_run()
     with pytest.raises(Killed):
-        simulate(open_run(run), Stops(1))
+        simulate(open_run(run), Notes(1))
     with pytest.raises(InputError) as caught:
         open_run(run)
     assert caught.value.code == "out-in-use"

@@ -15,23 +15,21 @@ from clients.agent.continual import ContinualDevice, DeviceMemory, Labelled
 from clients.agent.continual_memory import arrival_ids, source_of
 from clients.agent.learner import Workbench
 from clients.agent.probing import PROBE_WINDOWS, for_probe, set_aside
-from fleet.adapt.base import load_base, save_base
+from fleet.adapt.base import load_base
 from fleet.adapt.merge import merge
 from fleet.adapt.network import folded_network, parameters_of
-from fleet.config import RunConfig
 from fleet.continual.growth import ROUNDING
 from fleet.continual.personal import held_back
 from fleet.continual.replay import Replay
-from fleet.continual.scenario import parse_scenario
 from fleet.errors import InputError
 from fleet.federate.releases import Release, load_release
-from server.prepare import train_base
 from server.store import read_json
 from simulations.continual.keeping import ContinualFolder, memory_arrays, memory_of
 from simulations.continual.run import ScenarioRun, open_run, resumed, simulate
 from simulations.continual.setting import setting_of
 from simulations.engines import Engine
 from simulations.progress import Silent
+from tests.simulations.continual.tiny_run import Killed, Notes, tiny_run, train_tiny_base
 
 STEADY = """
 name = "steady"
@@ -48,33 +46,11 @@ MakeRun = Callable[..., ScenarioRun]
 Records = list[dict[str, Any]]
 
 
-class Killed(Exception):
-    pass
-
-
-class Stops(Silent):
-    """A progress that ends the process, so to speak, after some periods."""
-
-    def __init__(self, periods: int) -> None:
-        self.left = periods
-
-    def advance(self, note: str = "") -> None:
-        self.left -= "period" in note
-        if not self.left:
-            raise Killed
-
-
 @pytest.fixture(scope="module")
 def base_bytes(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> bytes:
-    values = {"data": str(tiny_data), "rank": 2, "base_epochs": 6, "shift": "none"}
-    setting = setting_of(
-        RunConfig.parse(values),
-        parse_scenario(STEADY.format(more="", periods=4, windows=12), "test"),
-    )
-    people = setting.population
+    text = STEADY.format(more="", periods=4, windows=12)
     path = tmp_path_factory.mktemp("base") / "base.safetensors"
-    save_base(train_base(setting.config, people, people.source), path)
-    return path.read_bytes()
+    return train_tiny_base(path, text, tiny_data, epochs=6).read_bytes()
 
 
 @pytest.fixture
@@ -89,15 +65,10 @@ def make_run(tmp_path: Path, tiny_data: Path, base_bytes: bytes) -> MakeRun:
         windows: int = 12,
         **named: Any,
     ) -> ScenarioRun:
+        text = STEADY.format(more=more, periods=periods, windows=windows)
+        values = {"learning_rate": rate}
         folder = tmp_path / name
-        folder.mkdir()
-        (folder / "base.safetensors").write_bytes(base_bytes)
-        fields = {"data": str(tiny_data), "rank": 2, "batch": 8, "learning_rate": rate}
-        config = RunConfig.parse({**fields, "out": str(folder), "shift": "none"})
-        scenario = parse_scenario(
-            STEADY.format(more=more, periods=periods, windows=windows), "test"
-        )
-        return ScenarioRun(config, scenario, (strategy,), **named)
+        return tiny_run(folder, text, tiny_data, base_bytes, (strategy,), values, **named)
 
     return make
 
@@ -350,7 +321,7 @@ def test_a_killed_run_goes_on_with_its_gate_and_its_frames(make_run: MakeRun) ->
     unbroken = ran(make_run("one", **named), strategy)
     run = make_run("two", **named)
     with pytest.raises(Killed):
-        simulate(open_run(run), Stops(3))
+        simulate(open_run(run), Notes(3))
     simulate(resumed(run.folder, 0), Silent())
     assert same(records_of(run, strategy), unbroken)
 

@@ -9,18 +9,15 @@ from typing import Any
 import pytest
 
 from clients.agent.learner import Workbench
-from fleet.adapt.base import save_base
 from fleet.adapt.state import CoreState
-from fleet.config import RunConfig
-from fleet.continual.scenario import parse_scenario
 from fleet.continual.timeline import Arrival, Timeline
 from fleet.errors import InputError
 from fleet.har.normalise import Normalisation
-from server.prepare import train_base
 from server.store import read_json
 from simulations.continual.run import ScenarioRun, open_run, resumed, simulate
 from simulations.continual.setting import setting_of
 from simulations.progress import Silent
+from tests.simulations.continual.tiny_run import Killed, Notes, tiny_run, train_tiny_base
 
 THREE = """
 name = "three"
@@ -41,33 +38,11 @@ MakeRun = Callable[..., ScenarioRun]
 Records = list[dict[str, Any]]
 
 
-class Killed(Exception):
-    pass
-
-
-class Notes(Silent):
-    """Keeps what it is told of periods, and ends the process, so to speak, after some of them."""
-
-    def __init__(self, stop_after: int = -1) -> None:
-        self.told: list[str] = []
-        self.stop_after = stop_after
-
-    def advance(self, note: str = "") -> None:
-        if "period" in note:
-            self.told.append(note)
-        if len(self.told) == self.stop_after:
-            raise Killed
-
-
 @pytest.fixture(scope="module")
 def base_bytes(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> bytes:
-    values = {"data": str(tiny_data), "rank": 2, "base_epochs": 4, "shift": "none"}
-    text = THREE.format(periods=4, more="")
-    setting = setting_of(RunConfig.parse(values), parse_scenario(text, "test"))
-    people = setting.population
     path = tmp_path_factory.mktemp("base") / "base.safetensors"
-    save_base(train_base(setting.config, people, people.source), path)
-    return path.read_bytes()
+    text = THREE.format(periods=4, more="")
+    return train_tiny_base(path, text, tiny_data, epochs=4).read_bytes()
 
 
 @pytest.fixture
@@ -80,13 +55,8 @@ def make_run(tmp_path: Path, tiny_data: Path, base_bytes: bytes) -> MakeRun:
         periods: int = 4,
         **values: Any,
     ) -> ScenarioRun:
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "base.safetensors").write_bytes(base_bytes)
-        fields = {"data": str(tiny_data), "rank": 2, "batch": 8, "learning_rate": 0.05}
-        config = RunConfig.parse({**fields, "out": str(folder), "shift": "none", **values})
-        scenario = parse_scenario(THREE.format(periods=periods, more=more), "test")
-        return ScenarioRun(config, scenario, (strategy,))
+        text = THREE.format(periods=periods, more=more)
+        return tiny_run(tmp_path / name, text, tiny_data, base_bytes, (strategy,), values)
 
     return make
 

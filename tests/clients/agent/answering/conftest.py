@@ -34,3 +34,12 @@ def turned() -> Turned:
 def device(state: Path, turned: Turned) -> Iterator[Device]:
     with opened(state, turned.world()) as made:
         yield made
+
+
+@pytest.fixture
+def pinned(device: Device, state: Path) -> Device:
+    # Not above: without cryptography the tests of signatures alone are skipped.
+    from tests.clients.agent.answering.signed import KEY, trust
+
+    trust(device, state, KEY)
+    return device

@@ -5,11 +5,6 @@ What is checked at each effect is in ``cut_off.check_after`` and ``life``.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +17,8 @@ from tests.clients.agent.answering.cut_off import KINDS
 from tests.clients.agent.answering.devices import Turned, opened, train_message
 from tests.clients.agent.answering.disturbed import Refused
 from tests.clients.agent.answering.life import digest_of
+from tests.clients.agent.driven import DEADLINE_S, folder_in_memory, found_by
 
-ROOT = Path(__file__).resolve().parents[4]
-DEADLINE_S = 3000
 # Of 423 effects; of 286 that write. No divisors of what a step of training repeats.
 STRIDES = {"killed": 61, "full-once": 113, "full": 131, "read-only": 139, "limited": 127}
 STEPS = {"open", "take_in", "label", "train", "release"}
@@ -32,26 +26,13 @@ STEPS = {"open", "take_in", "label", "train", "release"}
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder in memory where there is one: what a kill spares does not depend on the disk."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
-        yield Path(name) / "devices"
+    with folder_in_memory() as place:
+        yield place / "devices"
 
 
 def cut_off(folder: Path, **strides: int) -> dict[str, Any]:
     wanted = [f"{kind}={stride}" for kind, stride in strides.items()]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.clients.agent.answering.cut_off", str(folder), *wanted],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return found_by("tests.clients.agent.answering.cut_off", folder, *wanted)
 
 
 def test_an_agent_cut_off_or_refused_at_every_61st_effect_or_so_ends_where_an_unbroken_one_does(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,16 +17,16 @@ import pytest
 pytest.importorskip("cryptography")
 
 from clients.agent.answering.releases import WANTED
-from clients.agent.pinned import REFUSED, pin
+from clients.agent.pinned import REFUSED
 from clients.agent.serving.kept import KeptRelease
 from clients.link.caller import ask
 from clients.link.records import About, Declined, Request
 from clients.link.service import serve
 from fleet.adapt.base import read_bundle, write_bundle
-from fleet.errors import FleetError, InputError, MismatchError, StorageError
-from fleet.federate.proof import PROOF_FORMAT, with_plan_proof, with_proof
+from fleet.errors import InputError, MismatchError, StorageError
+from fleet.federate.proof import PROOF_FORMAT, with_plan_proof
 from fleet.federate.releases import Release
-from fleet.federate.signing import key_id, make_key, public_keys, public_of, sign, sign_plan
+from fleet.federate.signing import key_id, public_of, sign, sign_plan
 from fleet.federate.wire import Payload
 from tests.clients.agent.answering.devices import (
     NAME,
@@ -36,47 +36,18 @@ from tests.clients.agent.answering.devices import (
     release_message,
     train_message,
 )
-
-KEY, OTHER = make_key(), make_key()
-NOTHING = Payload(np.zeros(0, np.float32), {})
-Make = Callable[[Release], Payload]
-MESSAGES: dict[str, Make] = {
-    "train": train_message,
-    "evaluate": release_message,
-    "query.release": release_message,
-}
-KINDS = pytest.mark.parametrize("kind", list(MESSAGES))
-
-
-def trust(device: Device, state: Path, *keys: bytes) -> None:
-    """Pin the public halves of private keys, as its owner does while the agent runs."""
-    public = public_keys(b"".join(map(public_of, keys)))
-    device.config[0] = pin(public, device.config[0], state)
-
-
-def message(kind: str, release: Release, key: bytes | None = KEY) -> Payload:
-    made = with_proof(MESSAGES[kind](release), release, sign(release, key) if key else "")
-    return with_plan_proof(made, partial(sign_plan, key=key)) if key and kind == "train" else made
-
-
-def with_config(payload: Payload, **values: Any) -> Payload:
-    return Payload(payload.array, {**payload.config, **values})
-
-
-def refused(device: Device, kind: str, payload: Payload) -> FleetError:
-    """Ask and return why not; what is served and kept must be what it was."""
-    before = device.serving.served, device.serving.folder.release_names()
-    with pytest.raises(FleetError) as why:
-        device.ask(kind, payload)
-    assert (device.serving.served, device.serving.folder.release_names()) == before
-    assert not device.store.outbox.waiting()
-    return why.value
-
-
-@pytest.fixture
-def pinned(device: Device, state: Path) -> Device:
-    trust(device, state, KEY)
-    return device
+from tests.clients.agent.answering.signed import (
+    KEY,
+    KINDS,
+    MESSAGES,
+    NOTHING,
+    OTHER,
+    flipped,
+    message,
+    refused,
+    trust,
+    with_config,
+)
 
 
 @KINDS
@@ -138,12 +109,6 @@ def test_a_release_is_taken_also_where_the_end_of_a_refusal_cannot_be_written(
     assert [each["reason"] for each in turned.said("store.refused")] == ["disk-full"]
 
 
-def flipped(text: str, bit: int = 77) -> str:
-    content = bytearray.fromhex(text)
-    content[bit // 8] ^= 1 << bit % 8
-    return content.hex()
-
-
 @KINDS
 def test_a_flipped_bit_of_signature_key_or_parent_is_refused(
     pinned: Device, releases: list[Release], kind: str
@@ -173,55 +138,6 @@ def test_a_signature_for_other_content_is_refused(
         proof = {"signed": PROOF_FORMAT, "parent": forged.parent}
         payload = with_config(MESSAGES[kind](forged), signature=sign(releases[2], KEY), **proof)
         assert refused(pinned, kind, payload).code == "bad-signature"
-
-
-@pytest.mark.parametrize("number", [0, 2])
-def test_a_plan_without_its_own_signature_is_refused(
-    pinned: Device, releases: list[Release], number: int
-) -> None:
-    start = releases[number]
-    error = refused(pinned, "train", with_proof(train_message(start), start, sign(start, KEY)))
-    assert error.code == "unsigned-plan"
-    assert "Upgrade the server" in error.hint
-    health = pinned.ask("query.health", NOTHING).config
-    assert health["counter.releases-refused.unsigned-plan"] == 1
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"epochs": 999},
-        {"learning_rate": 0.050001},
-        {"round": 9},
-        {"seed": 1},
-        {"compression": "int4"},
-    ],
-)
-def test_a_plan_of_which_one_field_was_changed_is_refused(
-    pinned: Device, releases: list[Release], changes: dict[str, Any]
-) -> None:
-    good = message("train", releases[2])
-    forged = train_message(releases[2], **changes).config["plan"]
-    assert forged != good.config["plan"]
-    assert refused(pinned, "train", with_config(good, plan=forged)).code == "bad-plan-signature"
-
-
-def test_a_plan_signed_by_another_key_or_by_a_releases_signature_is_refused(
-    pinned: Device, releases: list[Release]
-) -> None:
-    good = message("train", releases[2])
-    for signature in (
-        sign_plan(str(good.config["plan"]), OTHER),
-        flipped(str(good.config["plan_signature"])),
-        str(good.config["signature"]),
-        "",
-    ):
-        forged = with_config(good, plan_signature=signature)
-        assert refused(pinned, "train", forged).code == "bad-plan-signature"
-
-
-def test_without_a_key_a_plan_needs_no_signature(device: Device, releases: list[Release]) -> None:
-    device.ask("train", with_config(train_message(releases[2]), plan_signature="nothing"))
 
 
 def test_another_format_of_signatures_is_refused_with_which_side_to_upgrade(
@@ -334,15 +250,6 @@ def test_a_pinned_key_that_cannot_be_read_trusts_nobody(
         assert isinstance(error, InputError)
         assert error.code == code
     assert pinned.store.counters.all()[f"releases-refused.{code}"] == 3
-
-
-def test_a_plan_that_was_answered_is_answered_again_whoever_signed_it(
-    device: Device, state: Path, releases: list[Release]
-) -> None:
-    first = device.ask("train", message("train", releases[1], None))
-    trust(device, state, KEY)
-    again = device.ask("train", message("train", releases[1], None))
-    assert again.array.tobytes() == first.array.tobytes()
 
 
 def test_a_swap_that_was_cut_off_is_not_finished_with_what_nobody_signed(

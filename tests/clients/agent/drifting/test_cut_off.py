@@ -1,24 +1,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[4]
+from tests.clients.agent.driven import found_by
+
 PATIENCE_S = 300.0
 
 
-def killed(folder: Path, stride: int) -> dict[str, object]:
-    command = [sys.executable, "-m", "tests.clients.agent.drifting.cut_off", str(folder)]
-    done = subprocess.run(
-        [*command, str(stride)], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def killed(folder: Path, stride: int) -> dict[str, Any]:
+    return found_by("tests.clients.agent.drifting.cut_off", folder, stride, limit_s=PATIENCE_S)
 
 
 def check(found: dict[str, object]) -> None:

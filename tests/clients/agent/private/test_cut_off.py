@@ -5,12 +5,7 @@ What is checked at each effect is in ``cut_off.check_after``.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,18 +13,14 @@ import pytest
 
 from fleet.federate.releases import Release
 from tests.clients.agent.answering.devices import Turned
+from tests.clients.agent.driven import DEADLINE_S, folder_in_memory, found_by
 from tests.clients.agent.private.wearing import worn
-
-ROOT = Path(__file__).resolve().parents[4]
-DEADLINE_S = 3000
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder in memory where there is one: what a kill spares does not depend on the disk."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
-        yield Path(name)
+    with folder_in_memory() as place:
+        yield place
 
 
 @pytest.fixture
@@ -41,21 +32,7 @@ def template(learnt: Path, folder: Path, releases: list[Release]) -> Path:
 
 
 def cut_off(template: Path, folder: Path, stride: int) -> dict[str, int]:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "tests.clients.agent.private.cut_off"),
-            *(str(template), str(folder), str(stride)),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, int] = json.loads(done.stdout)
-    return found
+    return found_by("tests.clients.agent.private.cut_off", template, folder, stride)
 
 
 def test_killed_at_every_113th_effect_or_so_a_core_is_the_old_or_the_new_one(
