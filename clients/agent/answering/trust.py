@@ -1,9 +1,9 @@
 """Trust: only releases that a pinned key signed are trained from, judged or served.
 
-Laws (tests/clients/agent/answering, test_trust.py and test_signed_plans.py): with a key pinned, a flipped bit of signature,
-key, content, number or parent is refused, and nothing of it is kept; so is any other field of a
-plan, which has a signature of its own; what was verified once is
-taken again without a signature, also after a restart; without a key everything is as it comes.
+Laws (tests/clients/agent/answering, test_trust.py and test_signed_plans.py): with a key pinned, a
+flipped bit of signature, key, content, number or parent is refused, and nothing of it is kept; so
+is any other field of a plan, which has a signature of its own; what was verified once is taken
+again without a signature, also after a restart; without a key everything is as it comes.
 """
 
 from __future__ import annotations
