@@ -126,7 +126,7 @@ class ContinualDevice:
         x = np.concatenate([part[0] for part in parts])
         y = np.concatenate([part[1] for part in parts])
         windows = Windows(x, y, test.x, test.y)
-        guards = self._guards if self.options.alone else None
+        guards = self._guards if self.options.guarded else None
         reason = "" if len(fresh) else "no new labelled windows"
         return Learner(
             self.name, self.bench.base, windows, reason=reason, bench=self.own_bench, guards=guards
@@ -148,7 +148,7 @@ class ContinualDevice:
         """
         work = self.begin_private(plan, release, fresh)
         if plan is not None and work is not None:
-            self.adopt(trained_alone(self.own_bench, plan, release, work))
+            self.adopt(trained_alone(plan, release, work))
 
     def begin_private(
         self, plan: Plan | None, release: CoreState, fresh: Labelled
@@ -164,7 +164,9 @@ class ContinualDevice:
         if not self.options.personal:
             return None
         return private_work(
-            plan, self.options, self.memory, fresh, device=self.name, seed=self.seed
+            *(self.own_bench, plan, self.options, self.memory, fresh),
+            device=self.name,
+            seed=self.seed,
         )
 
     def adopt(self, found: PrivateCore) -> None:
@@ -195,7 +197,7 @@ class ContinualDevice:
             return self.bench
         if self._own is None or self._own[0] is not calibration:
             network = calibrated(self.bench.network, calibration)
-            self._own = (calibration, Workbench(self.bench.base, network))
+            self._own = (calibration, Workbench(self.bench.base, network, calibration.maps))
         return self._own[1]
 
     @property

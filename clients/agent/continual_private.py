@@ -33,6 +33,7 @@ class PrivateWork:
     """What a device's private core is trained and judged on after a release.
 
     Args:
+        bench: The device's own.
         before: The core so far; None before the first.
         training: Windows, one or more.
         check: Windows held back from training.
@@ -41,6 +42,7 @@ class PrivateWork:
         pull: Strength of L2 to the release.
     """
 
+    bench: Workbench
     before: CoreState | None
     training: Labelled
     check: Labelled
@@ -63,6 +65,7 @@ class PrivateCore:
 
 
 def private_work(
+    bench: Workbench,
     plan: Plan,
     options: ContinualOptions,
     memory: DeviceMemory,
@@ -74,6 +77,7 @@ def private_work(
     """Return a device's work after a round; None without windows to train on.
 
     Args:
+        bench: The device's own.
         plan: The round's plan, whose optimiser and rate it follows.
         options: How long, at which rate, on how many windows.
         memory: What the device remembers, without the fresh windows.
@@ -98,6 +102,7 @@ def private_work(
         generator=generator(seed, plan.round, device, "continual/personal"),
     )
     return PrivateWork(
+        bench,
         memory.personal,
         training,
         known.take(judging),
@@ -107,13 +112,10 @@ def private_work(
     )
 
 
-def trained_alone(
-    bench: Workbench, plan: Plan, release: CoreState, work: PrivateWork
-) -> PrivateCore:
+def trained_alone(plan: Plan, release: CoreState, work: PrivateWork) -> PrivateCore:
     """Train one device's private core on top of a release.
 
     Args:
-        bench: The device's own.
         plan: The round's plan.
         release: Core state of the release.
         work: The device's.
@@ -121,6 +123,7 @@ def trained_alone(
     Raises:
         RoundError: ``training-diverged``.
     """
+    bench = work.bench
     start = release if work.before is None else release + work.before
     with single_thread():
         attached = bench.attach(plan.method, start, torch.float32)

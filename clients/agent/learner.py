@@ -8,7 +8,7 @@ alone.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -86,10 +86,14 @@ class Workbench:
         base: The base.
         network: A device's own version of its folded network, see ``fleet.continual.calibration``;
             None for the base's.
+        own: Places of the affine maps that make it the device's own.
     """
 
-    def __init__(self, base: Base, network: nn.Module | None = None) -> None:
+    def __init__(
+        self, base: Base, network: nn.Module | None = None, own: Iterable[str] = ()
+    ) -> None:
         self.base = base
+        self._own = tuple(own)
         self.network = folded_network(base) if network is None else network
         self.parameters = parameters_of(self.network)
         self._served: tuple[str, nn.Module] = ("", self.network)
@@ -98,6 +102,16 @@ class Workbench:
     def layout(self, method: str) -> Layout:
         """Return the layout of what ``method`` trains."""
         return find(method).layout(self.network, self.base.frames)
+
+    @property
+    def maps(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Scale and shift ``(channels,)`` of the device's own maps, by place."""
+        found = {}
+        for place in self._own:
+            layer = self.network.get_submodule(place)
+            scale, shift = layer.get_parameter("scale"), layer.get_parameter("shift")
+            found[place] = scale.detach(), shift.detach()
+        return found
 
     def attach(self, method: str, state: CoreState, dtype: torch.dtype) -> Attached:
         """Return the network with ``state`` trainable, as ``method`` trains it."""

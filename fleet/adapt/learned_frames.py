@@ -33,6 +33,7 @@ from torch.nn import functional
 
 from fleet.adapt.core_layer import adaptable_layers, single_thread
 from fleet.adapt.frames import Frame, FrameKind, check_rank, check_spectrum, right_signs
+from fleet.adapt.stepper import SGD, Stepper
 from fleet.errors import FrameError
 from fleet.seeds import generator
 
@@ -152,11 +153,11 @@ def people_grams(
     def changes() -> Iterator[dict[str, torch.Tensor]]:
         for number, (x, y) in enumerate(batches):
             network = copy.deepcopy(folded).float().requires_grad_(True).eval()
-            stepper = torch.optim.SGD(network.parameters(), lr=learning_rate, momentum=0.9)
+            stepper = Stepper(dict(network.named_parameters()), SGD(learning_rate, momentum=0.9))
             random = generator(seed, 0, f"source-{number}", "people frames")
             for _ in range(steps):
                 chosen = torch.from_numpy(random.permutation(len(y))[:MICRO_BATCH])
-                stepper.zero_grad(set_to_none=True)
+                stepper.clear()
                 loss = functional.cross_entropy(network(x[chosen]), y[chosen])
                 loss.backward()  # type: ignore[no-untyped-call]
                 stepper.step()

@@ -4,8 +4,9 @@ The first optimiser of ``torch.optim`` that a process makes imports PyTorch's co
 more than all that a device trains. These do the same arithmetic in the same order, and what they
 remember can be saved, so that a training that was cut off goes on as if it had not been.
 
-Sources: ``torch.optim.SGD`` (https://pytorch.org/docs/stable/generated/torch.optim.SGD.html) and
-``torch.optim.Adam`` (https://pytorch.org/docs/stable/generated/torch.optim.Adam.html), both with
+Sources: ``torch.optim.SGD`` (https://pytorch.org/docs/stable/generated/torch.optim.SGD.html),
+``torch.optim.Adam`` (https://pytorch.org/docs/stable/generated/torch.optim.Adam.html) and
+``torch.optim.AdamW`` (https://pytorch.org/docs/stable/generated/torch.optim.AdamW.html), all with
 ``foreach=False``; Kingma & Ba, "Adam: A Method for Stochastic Optimization", arXiv 1412.6980.
 """
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from fleet.errors import MismatchError
 
-__all__ = ["SGD", "Adam", "OptimiserName", "Rule", "Stepper", "rule_of"]
+__all__ = ["SGD", "Adam", "AdamW", "OptimiserName", "Rule", "Stepper", "rule_of"]
 
 OptimiserName = Literal["sgd", "adam"]
 
@@ -122,6 +123,28 @@ class Adam:
         square.mul_(slow).addcmul_(gradient, gradient, value=1 - slow)
         root = (square.sqrt() / (1 - slow**step) ** 0.5).add_(self.epsilon)
         parameter.addcdiv_(mean, root, value=-(self.learning_rate / (1 - fast**step)))
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay.
+
+    Args:
+        weight_decay: Times the learning rate, the share of a parameter that a step takes away.
+    """
+
+    weight_decay: float = 0.01
+
+    def move(
+        self,
+        parameter: torch.Tensor,
+        gradient: torch.Tensor,
+        moments: dict[str, torch.Tensor],
+        step: int,
+    ) -> None:
+        """Take one step, see :class:`Rule`."""
+        parameter.mul_(1 - self.learning_rate * self.weight_decay)
+        super().move(parameter, gradient, moments, step)
 
 
 def rule_of(name: OptimiserName, learning_rate: float, momentum: float) -> Rule:

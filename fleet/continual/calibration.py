@@ -24,7 +24,7 @@ from fleet.errors import InputError
 from fleet.peft.ada_bn import calibrate
 from fleet.peft.batch_norm import batch_norms
 
-__all__ = ["Calibration", "calibrated", "calibration_of"]
+__all__ = ["Calibration", "calibrated", "calibration_of", "neutral"]
 
 # A scale beyond says that a channel was silent on one side; following it would only amplify noise.
 LARGEST_SCALE = 4.0
@@ -86,6 +86,19 @@ def calibration_of(base: Base, x: NDArray[np.float32], *, trust: float = 1.0) ->
         # the same with the device's moments.
         shift = bias * (1 - ratio) + weight * (mean - mixed) / deviation * ratio
         maps[name] = (ratio.numpy().astype(np.float32), shift.numpy().astype(np.float32))
+    return Calibration(maps)
+
+
+def neutral(base: Base) -> Calibration:
+    """Return the calibration that changes nothing: scales of one, shifts of zero.
+
+    Raises:
+        ModelError: ``nothing-to-train`` for a network without batch norms.
+    """
+    maps = {}
+    for name, norm in batch_norms(raw_network(base)).items():
+        channels = len(norm.get_buffer("running_mean"))
+        maps[name] = np.ones(channels, np.float32), np.zeros(channels, np.float32)
     return Calibration(maps)
 
 

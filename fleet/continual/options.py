@@ -90,6 +90,11 @@ class ContinualOptions(BaseModel):
         return self.watch or self.trigger == "drift"
 
     @property
+    def guarded(self) -> bool:
+        """Whether local training has a gradient beside that of the cross-entropy."""
+        return bool(self.anchor or self.ewc or self.distil)
+
+    @property
     def alone(self) -> bool:
-        """Whether local training needs a device's own gradient, which no cohort shares."""
-        return bool(self.anchor or self.ewc or self.distil or self.calibrate != "none")
+        """Whether local training takes a second pass, which no cohort has."""
+        return bool(self.distil)

@@ -1,9 +1,15 @@
-"""Pre-training of a base network on source people."""
+"""Pre-training of a base network on source people.
+
+The rate and the momentum follow the one-cycle policy (Smith & Topin, "Super-Convergence", arXiv
+1708.07120) as ``torch.optim.lr_scheduler.OneCycleLR`` does by default, to the bit; PyTorch's own
+would import its compiler, see :mod:`fleet.adapt.stepper`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from fleet.adapt.stepper import AdamW, Stepper
 from fleet.adapt.train import batches
 from fleet.errors import ModelError
 from fleet.models.config import ModelConfig
@@ -18,6 +25,13 @@ from fleet.models.registry import build
 from fleet.seeds import derive_seed, generator
 
 __all__ = ["pretrain"]
+
+# The share of all steps in which the rate rises. It starts at its peak divided by the first number
+# and ends at that divided by the second.
+RISE = 0.3
+TO_FIRST, TO_LAST = 25.0, 1e4
+# Adam's first beta at the ends and at the peak.
+SLOW, FAST = 0.95, 0.85
 
 
 def pretrain(
@@ -54,11 +68,9 @@ def pretrain(
         raise ModelError("no-windows", f"a base needs at least two windows, not {len(x)}")
     model = build(config, derive_seed(seed, 0, "server", f"{purpose}/weights"))
     inputs, labels = torch.from_numpy(x), torch.from_numpy(y)
-    steps = epochs * -(-len(x) // batch)
-    stepper = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        stepper, max_lr=learning_rate, total_steps=steps + 1
-    )
+    steps, taken = epochs * -(-len(x) // batch), 0
+    rule = AdamW(learning_rate, weight_decay=weight_decay)
+    stepper = Stepper(dict(model.named_parameters()), rule)
     rng = generator(seed, 0, "server", f"{purpose}/batches")
     model.train()
     for epoch in range(1, epochs + 1):
@@ -67,11 +79,12 @@ def pretrain(
             if len(index) < 2:
                 continue
             chosen = torch.from_numpy(index)
-            stepper.zero_grad(set_to_none=True)
+            stepper.clear()
             loss = functional.cross_entropy(model(inputs[chosen]), labels[chosen])
             loss.backward()  # type: ignore[no-untyped-call]
+            stepper.rule = _in_cycle(rule, taken, steps)
             stepper.step()
-            schedule.step()
+            taken += 1
             total, count = total + float(loss.detach()), count + 1
         if not math.isfinite(total):
             raise ModelError(
@@ -82,3 +95,20 @@ def pretrain(
         if on_epoch is not None:
             on_epoch(epoch, total / max(count, 1))
     return model.eval()
+
+
+def _in_cycle(rule: AdamW, step: int, last: int) -> AdamW:
+    """Return a peak's rule as it is in a step from 0 to ``last``."""
+    peak, turn = rule.learning_rate, RISE * (last + 1) - 1
+    first = peak / TO_FIRST
+    if step <= turn:
+        part, rates, momenta = step / turn, (first, peak), (SLOW, FAST)
+    else:
+        part, rates, momenta = (step - turn) / (last - turn), (peak, first / TO_LAST), (FAST, SLOW)
+    momentum = _annealed(*momenta, part)
+    return replace(rule, learning_rate=_annealed(*rates, part), betas=(momentum, *rule.betas[1:]))
+
+
+def _annealed(start: float, end: float, part: float) -> float:
+    """Go from ``start`` to ``end`` along half a cosine."""
+    return end + (start - end) / 2.0 * (math.cos(math.pi * part) + 1)

@@ -24,6 +24,7 @@ from fleet.adapt.cohort.work import DeviceWork
 from fleet.adapt.lean.module import LeanNetwork
 from fleet.adapt.state import CoreState
 from fleet.adapt.train import TrainingResult
+from fleet.continual.guards import Anchor
 from fleet.errors import ModelError
 from fleet.federate.records import Plan
 from fleet.federate.wire import Payload
@@ -43,7 +44,7 @@ class ChunkWorker:
 
     def __init__(self, learners: LearnerFleet) -> None:
         self._learners = learners
-        self._opened: tuple[Payload, Plan] | None = None
+        self._opened: tuple[Payload, Plan, CoreState] | None = None
         # Of one base, by method and layout: a run has one, until its base changes.
         self._base = ""
         self._networks: dict[tuple[str, str], CohortNetwork | None] = {}
@@ -64,16 +65,21 @@ class ChunkWorker:
             network = self._network(bench, plan, state)
             if network is not None:
                 network.begin(state)
-            self._opened = (message, plan)
+            self._opened = (message, plan, state)
         plan = self._opened[1]
         # A lean learner on its own is translated at every plan.
         return self._networks[plan.method, plan.layout] is not None or not find(plan.method).lean
 
     def train(self, message: Payload, partitions: Sequence[int]) -> list[Payload | Exception]:
-        """Answer a plan, see :class:`~simulations.cohort.fleet.CohortFleet`."""
+        """Answer a plan, see :class:`~simulations.cohort.fleet.CohortFleet`.
+
+        Raises:
+            ModelError: ``cohort-guard`` when a device's training has a guard that is no pull to the
+                plan's release.
+        """
         self.prepare(message)
         assert self._opened is not None
-        plan = self._opened[1]
+        _, plan, state = self._opened
         network = self._networks[plan.method, plan.layout]
         learners = [attempt(self._learners.learner, p) for p in partitions]
         able = [each for each in learners if isinstance(each, Learner)]
@@ -85,7 +91,7 @@ class ChunkWorker:
                 for each, partition in zip(learners, partitions, strict=True)
             ]
         with_windows = [each for each in able if len(each.windows.train_y)]
-        outcomes = _train(network, plan, with_windows)
+        outcomes = _train(network, plan, state, with_windows)
         found = dict(zip(map(id, with_windows), outcomes, strict=True))
         return [
             _answer(each, plan, found, self._learners.residuals, partition)
@@ -143,12 +149,16 @@ def _together(bench: Workbench, state: CoreState) -> CohortNetwork | None:
         return None
 
 
-def _train(network: CohortNetwork, plan: Plan, learners: Sequence[Learner]) -> list[Outcome]:
+def _train(
+    network: CohortNetwork, plan: Plan, state: CoreState, learners: Sequence[Learner]
+) -> list[Outcome]:
     works = [
         DeviceWork(
             torch.from_numpy(each.windows.train_x),
             torch.from_numpy(each.windows.train_y),
             list(each.order(plan)),
+            maps=each.bench.maps,
+            springs=_springs(each, plan, state),
         )
         for each in learners
     ]
@@ -159,6 +169,24 @@ def _train(network: CohortNetwork, plan: Plan, learners: Sequence[Learner]) -> l
         learning_rate=plan.learning_rate,
         momentum=plan.momentum,
     )
+
+
+def _springs(learner: Learner, plan: Plan, state: CoreState) -> CoreState | None:
+    """Return how hard each entry of a device is pulled to where it starts; None for not at all."""
+    found: CoreState | None = None
+    for guard in () if learner.guards is None else learner.guards(learner, plan, state):
+        if not isinstance(guard, Anchor) or guard.at.digest != state.digest:
+            raise ModelError(
+                "cohort-guard",
+                f"devices that train together have no {type(guard).__name__} but to the release",
+                "Train these devices one by one.",
+            )
+        weights = guard.weights
+        if weights is None:
+            weights = CoreState.from_flat(state.layout, np.ones(state.layout.size, np.float32))
+        own = weights.scale(guard.strength)
+        found = own if found is None else found + own
+    return found
 
 
 def _answer(

@@ -16,12 +16,14 @@ from clients.agent.learner import Learner, Workbench
 from clients.agent.probing import for_probe, set_aside
 from fleet.adapt.base import Base
 from fleet.adapt.state import CoreState
+from fleet.continual.calibration import calibrated, neutral
 from fleet.continual.options import ContinualOptions
 from fleet.continual.replay import Replay
 from fleet.continual.signals import Reference
 from fleet.continual.timeline import Timeline
 from fleet.federate.records import Plan
 from fleet.har.normalise import Normalisation
+from fleet.peft.registry import find
 from simulations.continual.chain import Place
 from simulations.continual.private import OneByOne, PrivateTraining
 
@@ -84,6 +86,7 @@ class Devices:
     trained_at: dict[int, int] = field(default_factory=dict)
     learners: dict[int, Learner] = field(default_factory=dict)
     seen: dict[int, Seen] = field(default_factory=dict)
+    _shared: tuple[Workbench, Workbench] | None = field(default=None, init=False)
 
     def present(self, period: int) -> list[int]:
         """Return the devices that are part of the fleet in a period."""
@@ -202,23 +205,38 @@ class Devices:
         """Return the entries that a device trains and sends; 0 where nothing is trained."""
         return Workbench(base).layout(method).size if method else 0
 
+    def shared(self, bench: Workbench, method: str) -> Workbench:
+        """Return what devices train on together: with places for what is each one's own.
+
+        Args:
+            bench: Of the base.
+            method: What is trained; one that trains whole kernels has no such places.
+        """
+        if self.options.calibrate == "none" or not find(method).lean:
+            return bench
+        if self._shared is None or self._shared[0] is not bench:
+            maps = neutral(bench.base)
+            own = Workbench(bench.base, calibrated(bench.network, maps), maps.maps)
+            self._shared = (bench, own)
+        return self._shared[1]
+
     def memories(self) -> Mapping[int, DeviceMemory]:
         """Return what every device remembers."""
         return {number: device.memory for number, device in sorted(self.each.items())}
 
     def _follow(self, trained: Sequence[int], plan: Plan, state: CoreState) -> None:
         """Train what is private to devices: together where they have the same network."""
-        shared: dict[int, list[tuple[ContinualDevice, PrivateWork]]] = {}
+        together: list[tuple[ContinualDevice, PrivateWork]] = []
         for number in trained:
             device = self.each[number]
             work = device.begin_private(plan, state, self.seen[number].fresh)
             if work is not None:
-                # A device with statistics of its own has a workbench of its own.
-                shared.setdefault(id(device.own_bench), []).append((device, work))
-        for group in shared.values():
-            bench, works = group[0][0].own_bench, [work for _, work in group]
-            found = self.private.train(bench, plan, state, works)
-            for (device, _), core in zip(group, found, strict=True):
+                together.append((device, work))
+        if together:
+            # Who trained is on the release of this round, and so on one base.
+            bench = self.shared(together[0][0].bench, plan.method)
+            found = self.private.train(bench, plan, state, [work for _, work in together])
+            for (device, _), core in zip(together, found, strict=True):
                 device.adopt(core)
 
     def _look(self, number: int, period: int) -> Seen:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clients.agent.learner import Learner
+from clients.agent.learner import Learner, Workbench
 from fleet.adapt.attach import single_thread
 from fleet.adapt.base import Base
 from fleet.config import RunConfig
@@ -80,7 +80,7 @@ def run_periods(run: Continual, progress: Progress) -> list[dict[str, Any]]:
         going.resume(done[-1], keep)
     periods = run.devices.timeline.scenario.periods
     progress.stage(run.strategy.name, max(1, periods - len(done)))
-    fleet = period_fleet(going.engine, run.workers, going.learner, lambda: going.chain.bench)
+    fleet = period_fleet(going.engine, run.workers, going.learner, going.bench)
     with closing(fleet), single_thread():
         for period in range(len(done), periods):
             record = going.period(period, fleet)
@@ -103,13 +103,17 @@ class _Going:
 
     @property
     def engine(self) -> Engine:
-        """What trains: devices with gradients of their own train one by one."""
+        """What trains: devices that take a second pass at each step train one by one."""
         alone = self.run.strategy.options.alone and self.run.engine is Engine.cohort
         return Engine.loop if alone else self.run.engine
 
     def learner(self, number: int) -> Learner:
         """Return a device's learner in the present period."""
         return self.devices.learners[number]
+
+    def bench(self) -> Workbench:
+        """Return what the devices of a round share."""
+        return self.devices.shared(self.chain.bench, self.chain.method)
 
     def resume(self, record: dict[str, Any], keep: ContinualFolder) -> None:
         """Go on behind a whole period."""

@@ -1,7 +1,7 @@
 """Private cores of many devices, trained as one batched computation.
 
-Devices that have nothing of their own but where they begin share every kernel, so the cohort
-network trains them as it trains a round. What it finds is what
+Devices that have nothing of their own but where they begin and their batch-norm statistics share
+every kernel, so the cohort network trains them as it trains a round. What it finds is what
 :func:`clients.agent.continual_private.trained_alone` finds, up to the order in which floating-point
 numbers are added.
 """
@@ -14,7 +14,6 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from clients.agent.continual_memory import Labelled
 from clients.agent.continual_private import PrivateCore, PrivateWork, trained_alone
 from clients.agent.learner import Workbench
 from fleet.adapt.attach import single_thread
@@ -38,7 +37,7 @@ class PrivateTraining(Protocol):
         """Return what comes of each device's work, in order.
 
         Args:
-            bench: What the devices share.
+            bench: What the devices share, see :meth:`~.devices.Devices.shared`.
             plan: The round's plan.
             release: Core state of the release.
             works: Of one device each, all at one learning rate and pull.
@@ -56,14 +55,14 @@ class OneByOne:
         self, bench: Workbench, plan: Plan, release: CoreState, works: Sequence[PrivateWork]
     ) -> list[PrivateCore]:
         """Train, see :class:`PrivateTraining`."""
-        return [trained_alone(bench, plan, release, work) for work in works]
+        return [trained_alone(plan, release, work) for work in works]
 
 
 class Together:
     """All devices in one network, which is kept until base or method changes."""
 
     def __init__(self) -> None:
-        self._held: tuple[tuple[str, str, str], CohortNetwork | None] | None = None
+        self._held: tuple[tuple[object, ...], CohortNetwork | None] | None = None
 
     def train(
         self, bench: Workbench, plan: Plan, release: CoreState, works: Sequence[PrivateWork]
@@ -76,13 +75,13 @@ class Together:
             network.begin(release)
             cores = _cores(network, plan, works)
             checked = [n for n, work in enumerate(works) if len(work.check)]
-            without = losses_of(network, [_check(works[n].check, None) for n in checked])
-            own = losses_of(network, [_check(works[n].check, cores[n]) for n in checked])
+            without = losses_of(network, [_check(works[n], None) for n in checked])
+            own = losses_of(network, [_check(works[n], cores[n]) for n in checked])
         helps = {n: mine < theirs for n, mine, theirs in zip(checked, own, without, strict=True)}
         return [PrivateCore(core, helps.get(n, True)) for n, core in enumerate(cores)]
 
     def _network(self, bench: Workbench, plan: Plan, release: CoreState) -> CohortNetwork | None:
-        key = (bench.base.digest, plan.method, plan.layout)
+        key = (bench.base.digest, plan.method, plan.layout, len(bench.maps) > 0)
         if self._held is None or self._held[0] != key:
             self._held = (key, _shared(bench, plan, release))
         return self._held[1]
@@ -110,6 +109,7 @@ def _cores(network: CohortNetwork, plan: Plan, works: Sequence[PrivateWork]) -> 
             torch.from_numpy(work.training.y),
             work.order,
             ahead=work.before,
+            maps=work.bench.maps,
         )
         for work in works
     ]
@@ -129,6 +129,8 @@ def _cores(network: CohortNetwork, plan: Plan, works: Sequence[PrivateWork]) -> 
     return cores
 
 
-def _check(held: Labelled, core: CoreState | None) -> DeviceWork:
+def _check(work: PrivateWork, core: CoreState | None) -> DeviceWork:
+    held = work.check
     every = np.arange(len(held), dtype=np.int64)
-    return DeviceWork(torch.from_numpy(held.x), torch.from_numpy(held.y), [every], ahead=core)
+    x, y = torch.from_numpy(held.x), torch.from_numpy(held.y)
+    return DeviceWork(x, y, [every], ahead=core, maps=work.bench.maps)

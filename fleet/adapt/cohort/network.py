@@ -15,6 +15,7 @@ from torch.nn import functional
 from fleet.adapt.cohort.ops import for_each
 from fleet.adapt.cohort.stacks import Stacks
 from fleet.adapt.frames import Frame
+from fleet.adapt.lean.layers import Affine
 from fleet.adapt.lean.module import LeanAttached, attach_lean
 from fleet.adapt.lean.tape import Tape
 from fleet.adapt.state import CoreState
@@ -42,6 +43,7 @@ class CohortNetwork:
         steps = tuple(replace(s, op=for_each(s.name, s.op, self._stacks)) for s in tape.steps)
         self._tape = Tape(steps, tape.output)
         self._wanted = self._tape.wanted(input_gradient=False)
+        self._affine = {s.name: s.op.layer for s in tape.steps if isinstance(s.op, Affine)}
         # Where every device starts.
         self.start = attached.state()
         anything = next(attached.module.parameters())
@@ -69,28 +71,65 @@ class CohortNetwork:
         self._stacks.begin(values)
         self.start = CoreState.of(self._moved(values))
 
-    def restart(self, devices: int, ahead: Sequence[CoreState | None] = ()) -> None:
+    def restart(
+        self,
+        devices: int,
+        ahead: Sequence[CoreState | None] = (),
+        maps: Sequence[Mapping[str, tuple[torch.Tensor, torch.Tensor]]] = (),
+    ) -> None:
         """Put ``devices`` devices at the start; :attr:`parameters` are new tensors afterwards.
 
         Args:
             devices: How many.
             ahead: How far each is from the start, of the start's layout; None for not at all.
+            maps: What affine maps each has of its own, see :class:`~.work.DeviceWork`.
 
         Raises:
-            MismatchError: ``wrong-layout`` as :meth:`begin`.
+            MismatchError: ``wrong-layout`` as :meth:`begin`; ``wrong-maps`` when the network has no
+                affine map at a place.
         """
         for each in ahead:
             self._check_layout(each)
+        places = {name for own in maps for name in own}
+        if not places <= self._affine.keys():
+            unknown = ", ".join(sorted(places - self._affine.keys()))
+            raise MismatchError("wrong-maps", f"the network has no affine map at {unknown}", "")
         self._stacks.restart(devices)
+        for name in sorted(places):
+            self._stacks.map_by(name, *self._own(name, maps))
         for name, stack in self.parameters.items():
             for device, own in enumerate(ahead):
                 if own is not None:
                     stack[device].add_(torch.from_numpy(np.array(own.arrays[name])).to(stack))
 
-    def add_pull(self, gradients: Mapping[str, torch.Tensor], strength: float) -> None:
-        """Add the gradient of ``strength/2 · Σ (θ - start)²`` to those of :meth:`gradients`."""
+    def add_pull(
+        self, gradients: Mapping[str, torch.Tensor], strength: float | Mapping[str, torch.Tensor]
+    ) -> None:
+        """Add the gradient of ``Σ strength/2 · (θ - start)²`` to those of :meth:`gradients`.
+
+        Args:
+            gradients: Changed.
+            strength: One for all, or ``(devices, *shape)`` of each of :attr:`parameters`.
+        """
         for name, value in self.parameters.items():
-            gradients[name].add_(value - self._stacks.start[name], alpha=strength)
+            away = value - self._stacks.start[name]
+            if isinstance(strength, float):
+                gradients[name].add_(away, alpha=strength)
+            else:
+                gradients[name].addcmul_(away, strength[name])
+
+    def stacked(self, states: Sequence[CoreState | None]) -> dict[str, torch.Tensor]:
+        """Return one state per device like :attr:`parameters`; zeros for None.
+
+        Raises:
+            MismatchError: ``wrong-layout`` as :meth:`begin`.
+        """
+        found = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
+        for device, state in enumerate(states):
+            self._check_layout(state)
+            for name, array in state.arrays.items() if state is not None else ():
+                found[name][device] = torch.from_numpy(np.array(array))
+        return found
 
     def gradients(
         self, x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor
@@ -161,6 +200,16 @@ class CohortNetwork:
         if not each:
             return torch.ones(self._stacks.running, dtype=torch.bool)
         return torch.stack(each).all(dim=0)
+
+    def _own(
+        self, name: str, maps: Sequence[Mapping[str, tuple[torch.Tensor, torch.Tensor]]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scales and shifts of all devices at a place, ``(devices, channels)`` each."""
+        layer = self._affine[name]
+        usual = layer.scale.detach(), layer.shift.detach()
+        each = [own.get(name, usual) for own in maps]
+        scales, shifts = zip(*each, strict=True)
+        return torch.stack(scales).to(usual[0]), torch.stack(shifts).to(usual[0])
 
     def _check_layout(self, state: CoreState | None) -> None:
         if state is not None and state.layout != self.start.layout:

@@ -9,6 +9,9 @@ core in one batched product, with ``z = M·u`` (``svd``) or ``conv(x, S)`` (othe
 
 Adding the cores to the kernel, as :mod:`fleet.adapt.lean.convolution` may, would take a kernel and
 a convolution per device. A device that runs alone runs lean's own code.
+
+Statistics of a device's own (:mod:`fleet.continual.calibration`) leave the kernels shared as well:
+they are one scale and one shift per channel and device, behind the convolution.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from fleet.adapt.lean.ops import Clamp
 from fleet.adapt.lean.pooling import MaxPool
 from fleet.errors import ModelError
 
-__all__ = ["ConvolveEach", "MultiplyEach", "for_each"]
+__all__ = ["AffineEach", "ConvolveEach", "MultiplyEach", "for_each"]
 
 
 def for_each(name: str, op: Op, stacks: Stacks) -> Op:
@@ -42,6 +45,8 @@ def for_each(name: str, op: Op, stacks: Stacks) -> Op:
         return ConvolveEach(op.layer, op.core, op.padding, op.trained, stacks, quick=True)
     if isinstance(op, (Clamp, MaxPool)):
         return replace(op, roomy=True)
+    if isinstance(op, Affine) and not op.entries:
+        return AffineEach(op.layer, name=name, stacks=stacks)
     if not op.entries:
         return op
     if isinstance(op, Multiply):
@@ -208,3 +213,47 @@ class MultiplyEach(Multiply):
     def _core(self) -> torch.Tensor:
         name = self.trained.core
         return self.stacks.only(name) if name else super()._core
+
+
+@dataclass(frozen=True, kw_only=True)
+class AffineEach(Affine):
+    """An affine map that is frozen, and may differ from device to device.
+
+    Args:
+        name: Its place in the network.
+        stacks: Where the devices' own maps are, and whose windows run.
+    """
+
+    name: str
+    stacks: Stacks
+
+    def forward(self, inputs: Sequence[torch.Tensor], run: Forward) -> tuple[torch.Tensor, Kept]:
+        """Return the mapped ``x (devices·b, channels, ...)``."""
+        own = self.stacks.maps(self.name)
+        if own is None:
+            return super().forward(inputs, run)
+        x = inputs[0] if run.owned[0] else inputs[0].clone()
+        rows = self._by_device(x)
+        rows.mul_(_lifted(own[0], rows)).add_(_lifted(own[1], rows))
+        return x, (None,)
+
+    def backward(
+        self, grad: torch.Tensor, kept: Kept, run: Backward
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradient of the input where wanted."""
+        own = self.stacks.maps(self.name)
+        if own is None or not run.wants[0]:
+            return super().backward(grad, kept, run)
+        grad = grad if run.owned else grad.clone()
+        rows = self._by_device(grad)
+        rows.mul_(_lifted(own[0], rows))
+        return (grad,)
+
+    def _by_device(self, x: torch.Tensor) -> torch.Tensor:
+        """View ``x (devices·b, channels, ...)`` as ``(devices, b, channels, ...)``."""
+        return x.view(self.stacks.running, -1, *x.shape[1:])
+
+
+def _lifted(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """View ``values (devices, channels)`` so that they multiply ``(devices, b, channels, ...)``."""
+    return values.view(len(values), 1, -1, *(1,) * (rows.dim() - 3))

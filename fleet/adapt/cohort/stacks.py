@@ -1,4 +1,4 @@
-"""Stacks: what every device trains, side by side, and whose turn it is."""
+"""Stacks: what every device has for itself, side by side, and whose turn it is."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ __all__ = ["Stacks"]
 
 class Stacks:
     """Each trained entry once per device, and the devices whose windows run at present.
+
+    Beside these a device may have affine maps of its own, which nobody trains.
 
     A network's operations all hold the same stacks; whoever runs the network says beforehand which
     devices' windows it is given.
@@ -29,11 +31,16 @@ class Stacks:
         self.start = {name: value.detach() for name, value in start.items()}
 
     def restart(self, devices: int) -> None:
-        """Put ``devices`` devices at the start; what was trained before is forgotten."""
+        """Put ``devices`` devices at the start, without maps; what was before is forgotten."""
         self.values = {
             name: value.expand(devices, *value.shape).clone() for name, value in self.start.items()
         }
+        self._maps: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.run(0, devices)
+
+    def map_by(self, name: str, scale: torch.Tensor, shift: torch.Tensor) -> None:
+        """Give every device a scale and a shift at a place, ``(devices, channels)`` each."""
+        self._maps[name] = scale, shift
 
     def run(self, first: int, last: int) -> None:
         """Say that the windows to come are those of the devices from ``first`` up to ``last``."""
@@ -58,3 +65,10 @@ class Stacks:
         if not self.alone:
             raise ValueError(f"{self.running} devices run, not one")
         return self.values[entry][self._first]
+
+    def maps(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return scale and shift of the running devices, ``(running, channels)`` each, or None."""
+        if name not in self._maps:
+            return None
+        scale, shift = self._maps[name]
+        return scale[self._first : self._last], shift[self._first : self._last]

@@ -46,7 +46,8 @@ def train_cohort(
         optimiser: ``sgd`` (with ``momentum``) or ``adam``.
         learning_rate: Step size.
         momentum: Of SGD.
-        pull: Strength of L2 to the network's start; losses are without it.
+        pull: Strength of L2 to the network's start; losses are without it, and without the springs
+            of :class:`~.work.DeviceWork`.
         chunk: Devices that train together.
 
     Returns:
@@ -76,7 +77,7 @@ def losses_of(network: CohortNetwork, devices: Sequence[DeviceWork]) -> list[flo
     found = []
     for work in devices:
         # One by one: their windows fill slices, and nothing has to be filled up.
-        network.restart(1, [work.ahead])
+        network.restart(1, [work.ahead], [work.maps])
         batch = step_batch([work], 0, dtype=network.dtype, place=network.place)
         found.append(float(network.losses(*batch)[0]))
     return found
@@ -91,7 +92,9 @@ def _train_chunk(
     pull: float,
 ) -> list[Outcome]:
     """Train devices sorted by falling number of steps: those with a step left come first."""
-    network.restart(len(works), [work.ahead for work in works])
+    network.restart(len(works), [work.ahead for work in works], [work.maps for work in works])
+    sprung = any(work.springs is not None for work in works)
+    springs = network.stacked([work.springs for work in works]) if sprung else {}
     steps = torch.tensor([len(work.order) for work in works], device=network.place)
     moves = stepper(network.parameters, optimiser, learning_rate, momentum)
     totals = torch.zeros(len(works), dtype=torch.float64, device=network.place)
@@ -101,6 +104,8 @@ def _train_chunk(
         losses, gradients = network.gradients(*batch)
         if pull:
             network.add_pull(gradients, pull)
+        if springs:
+            network.add_pull(gradients, springs)
         moves.step(gradients, steps > step)
         totals[: len(running)] += losses
     # The last step's effect shows in no loss.

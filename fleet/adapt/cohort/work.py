@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,10 @@ class DeviceWork:
         rows: ``(m,)`` int64: where the device's own windows lie in ``x`` and ``y``, which ``order``
             then counts by; None where all of them are its own.
         ahead: How far from the network's start the device begins; None for at the start.
+        maps: Scale and shift ``(channels,)`` that the device has of its own, by the place of an
+            affine map in the network; where it has none, the network's.
+        springs: Strength of L2 to the network's start by entry, not negative, of its layout; beside
+            the pull that all devices have.
     """
 
     x: torch.Tensor
@@ -34,6 +38,8 @@ class DeviceWork:
     order: Sequence[NDArray[np.int64]]
     rows: NDArray[np.int64] | None = None
     ahead: CoreState | None = None
+    maps: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    springs: CoreState | None = None
 
     @property
     def visits(self) -> int:

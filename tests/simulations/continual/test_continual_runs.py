@@ -154,12 +154,13 @@ def test_a_joint_sample_is_as_large_as_a_replayed_one_and_another(make_run: Make
     assert releases[0] != releases[1]
 
 
-def test_both_engines_learn_the_same(make_run: MakeRun) -> None:
+@pytest.mark.parametrize("strategy", ["core", "core+all"])
+def test_both_engines_learn_the_same(make_run: MakeRun, strategy: str) -> None:
     reports = [
-        simulate(open_run(make_run(engine.value, engine=engine)), Silent())
+        simulate(open_run(make_run(engine.value, engine=engine, strategies=strategy)), Silent())
         for engine in (Engine.loop, Engine.cohort)
     ]
-    one, two = (report["strategies"]["core"] for report in reports)
+    one, two = (report["strategies"][strategy] for report in reports)
     assert one["f1"] == pytest.approx(two["f1"], abs=0.1)
     assert one["bytes_up"] == two["bytes_up"]
 

@@ -236,9 +236,9 @@ def test_a_private_core_is_never_trained_on_what_it_is_judged_on_in_any_period(
 
     def spy(*args: Any, device: str, seed: int) -> Any:
         work = real(*args, device=device, seed=seed)
-        fresh[device] += len(args[3])
+        fresh[device] += len(args[4])
         # Fresh windows as they are; replayed ones have lost digits.
-        new = args[3].ids
+        new = args[4].ids
         for found, part in ((judged, work.check), (trained, work.training)):
             found[device] |= {window.tobytes() for window in part.x[np.isin(part.ids, new)]}
         return work

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from clients.agent.continual import DeviceMemory, Labelled
 from clients.agent.continual_private import PrivateCore, PrivateWork, private_work
 from clients.agent.learner import Workbench
 from fleet.adapt.state import CoreState
+from fleet.continual.calibration import calibrated, calibration_of, neutral
 from fleet.continual.options import ContinualOptions
 from fleet.continual.replay import Replay
 from fleet.errors import RoundError
@@ -46,7 +49,7 @@ def labelled(count: int, first: int) -> Labelled:
     return Labelled(windows_of(count, seed=first), ids % 4, ids)
 
 
-def works_of(plan: Plan, release: CoreState) -> list[PrivateWork]:
+def works_of(bench: Workbench, plan: Plan, release: CoreState) -> list[PrivateWork]:
     """Of devices with and without a core so far, and with a buffer."""
     works = []
     for number, count in enumerate(SIZES):
@@ -55,9 +58,7 @@ def works_of(plan: Plan, release: CoreState) -> list[PrivateWork]:
         before = state_of(make_base(), plan.method, seed=number + 5).scale(0.5) if number else None
         memory = DeviceMemory(replay if number else Replay.empty(0), before)
         work = private_work(
-            plan,
-            OPTIONS,
-            memory,
+            *(bench, plan, OPTIONS, memory),
             labelled(count, 1000 * number),
             device=f"device-{number}",
             seed=0,
@@ -73,7 +74,7 @@ def found_by(
     bench = Workbench(make_base())
     release = state_of(bench.base, method)
     plan = plan_of(bench, release, method, rate)
-    return training.train(bench, plan, release, works_of(plan, release))
+    return training.train(bench, plan, release, works_of(bench, plan, release))
 
 
 def assert_same(got: list[PrivateCore], wanted: list[PrivateCore], tolerance: float) -> None:
@@ -89,6 +90,26 @@ def test_private_cores_trained_together_are_those_trained_one_by_one(method: str
     assert_same(found_by(Together(), method), found_by(OneByOne(), method), 1e-4)
 
 
+def test_devices_with_statistics_of_their_own_train_together_as_they_do_one_by_one() -> None:
+    base = make_base()
+    bench = Workbench(base)
+    shared = Workbench(base, calibrated(bench.network, neutral(base)), neutral(base).maps)
+    release = state_of(base)
+    plan = plan_of(bench, release, "core+head", 0.05)
+    works = works_of(bench, plan, release)
+    for number in (0, 2):
+        own = calibration_of(base, windows_of(30, seed=number))
+        mine = Workbench(base, calibrated(bench.network, own), own.maps)
+        works[number] = replace(works[number], bench=mine)
+    plain = works_of(bench, plan, release)
+    found, wanted, without = (
+        training.train(shared, plan, release, given)
+        for training, given in ((Together(), works), (OneByOne(), works), (Together(), plain))
+    )
+    assert_same(found, wanted, 1e-4)
+    assert (found[0].core - without[0].core).norm > 0.01 * wanted[0].core.norm
+
+
 def test_a_method_that_trains_whole_kernels_goes_one_by_one() -> None:
     for one, other in zip(
         found_by(Together(), "full", 0.01), found_by(OneByOne(), "full", 0.01), strict=True
@@ -101,7 +122,7 @@ def test_a_network_that_is_kept_serves_the_next_release_too() -> None:
     for seed in (1, 2):
         release = state_of(bench.base, seed=seed)
         plan = plan_of(bench, release, "core+head", 0.05)
-        works = works_of(plan, release)
+        works = works_of(bench, plan, release)
         found, wanted = (t.train(bench, plan, release, works) for t in (together, OneByOne()))
         assert_same(found, wanted, 1e-4)
 
@@ -118,7 +139,7 @@ def test_a_training_that_diverges_ends_the_run_as_it_does_one_by_one() -> None:
 def test_training_and_check_windows_are_apart_and_bounded() -> None:
     bench = Workbench(make_base())
     release = state_of(bench.base)
-    for work in works_of(plan_of(bench, release, "core+head", 0.05), release):
+    for work in works_of(bench, plan_of(bench, release, "core+head", 0.05), release):
         assert not set(work.training.ids) & set(work.check.ids)
         assert 0 < len(work.training) <= OPTIONS.personal_windows
         visits = np.concatenate(work.order)
