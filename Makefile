@@ -32,8 +32,9 @@ $(BENCH_STAMP): $(STAMP)
 run: $(STAMP) ## The main job: a fleet adapts a base model; HAPT where it is found, else synthetic.
 	@$(BIN)/fleet simulate
 
+# Whatever the shell says of bytecode: to rewrite each test's assertions takes as long as all imports.
 test: $(STAMP) ## The whole default test suite.
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-deployment: $(STAMP) ## Runs of a whole Flower deployment with TLS and node keys.
 	@$(BIN)/python -m pytest -q -m deployment

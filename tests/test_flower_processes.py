@@ -79,7 +79,10 @@ def main(grid, context):
     while len(nodes) < 3 and not threading.Event().wait(0.1):
         nodes = list(grid.get_node_ids())
     asked = [Message(RecordDict(), node, "train", ttl=100, group_id="1") for node in nodes]
-    replies = grid.send_and_receive(asked, timeout=100)
+    waiting, replies = set(grid.push_messages(asked)), []
+    while waiting and not threading.Event().wait(0.1):  # Flower's own wait looks every 3 s
+        replies += grid.pull_messages(waiting)
+        waiting -= {reply.metadata.reply_to_message_id for reply in replies}
     facts = [json.loads(reply.content["config"]["facts"]) for reply in replies]
     own = {"cwd": os.getcwd(), "data": os.environ.get("FLEET_DATA")}
     Path(context.run_config["report"]).write_text(json.dumps({"server": own, "devices": facts}))

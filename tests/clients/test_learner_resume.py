@@ -20,7 +20,8 @@ from tests.simulations.tiny_fleet import RATE, MakeConfig
 
 _TIMEOUT_S = 60
 
-# Trains with either optimiser in a process of its own; prints what of PyTorch's compiler it loaded.
+# Trains a base, and with either optimiser a core, in a process of its own; prints what of PyTorch's
+# compiler it loaded.
 _FRESH = """
 import json, sys
 from pathlib import Path
@@ -29,11 +30,13 @@ from clients.agent.learner import Learner, Windows
 from fleet.adapt.base import load_base
 from fleet.adapt.state import CoreState
 from fleet.federate.records import Plan
+from fleet.models.pretrain import pretrain
 
 base = load_base(Path(sys.argv[1]))
 model = base.record.model
 x = np.ones((6, model.channels, model.window), np.float32)
 y = np.arange(6) % model.classes
+pretrain(model, x, y, seed=0, epochs=1)
 learner = Learner("a", base, Windows(x, y, x, y))
 state = CoreState.zero(learner.bench.layout("core"))
 for optimiser, budget in (("sgd", 0), ("adam", 2**30)):
@@ -84,7 +87,7 @@ def test_a_learner_that_was_stopped_finds_the_same_update(
     assert np.abs(delta.flat()).max() > 0
 
 
-def test_a_device_trains_without_loading_the_compiler_of_torch(
+def test_devices_and_bases_are_trained_without_loading_the_compiler_of_torch(
     learner: Learner, plan: Plan, tiny_base_file: Path
 ) -> None:
     asked = plan.model_copy(update={"batch": 3, "epochs": 1}).model_dump_json()

@@ -65,11 +65,11 @@ def test_a_base_is_taken_as_it_is_when_kind_and_rank_fit_and_reframed_when_not(
 def test_a_learned_frame_is_made_of_source_people_and_follows_the_seed(
     tiny_people: Population, tiny_base: Base, kind: FrameKind
 ) -> None:
-    one, two, other = (reframe(tiny_base, tiny_people, kind, 2, seed=seed) for seed in (0, 0, 1))
+    people = replace(tiny_people, source=tiny_people.source[:1])  # each takes thirty steps
+    one, other = (reframe(tiny_base, people, kind, 2, seed=seed) for seed in (0, 1))
     assert (one.record.frame_kind, one.record.rank) == (kind, 2)
-    assert one.digest == two.digest != other.digest
-    alone = Population(tiny_people.dataset, tiny_people.source, (), None)
-    assert reframe(tiny_base, alone, kind, 2).digest == one.digest
+    alone = Population(people.dataset, people.source, (), None)
+    assert reframe(tiny_base, alone, kind, 2).digest == one.digest != other.digest
 
 
 def test_sources_are_each_persons_windows_turned_three_ways(

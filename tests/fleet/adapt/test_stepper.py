@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fleet.adapt.stepper import SGD, Adam, Rule, Stepper, rule_of
+from fleet.adapt.stepper import SGD, Adam, AdamW, Rule, Stepper, rule_of
 from fleet.errors import MismatchError
 
 Parameters = dict[str, torch.Tensor]
@@ -18,6 +18,10 @@ OPTIMISERS: dict[str, tuple[Rule, Any]] = {
     "sgd": (SGD(0.1), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, foreach=False)),
     "sgd without momentum": (SGD(0.3, 0.0), lambda p: torch.optim.SGD(p, lr=0.3, foreach=False)),
     "adam": (Adam(0.01), lambda p: torch.optim.Adam(p, lr=0.01, foreach=False)),
+    "adamw": (
+        AdamW(0.01, weight_decay=0.2),
+        lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.2, foreach=False),
+    ),
 }
 ODD_VALUES = (0.0, -0.0, 1e-40, -1e30, float("inf"), float("nan"))
 SHAPES = st.lists(st.lists(st.integers(0, 9), max_size=3), min_size=1, max_size=3)

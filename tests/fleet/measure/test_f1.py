@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, f1_score
 
 from fleet.measure.f1 import confusion, macro_f1, macro_f1_present, score_fleet
 
@@ -25,6 +24,8 @@ def split(pairs: list[tuple[int, int]]) -> tuple[NDArray[np.int64], NDArray[np.i
 
 @given(pairs=PAIRS)
 def test_confusion_counts_equal_scikit_learns(pairs: list[tuple[int, int]]) -> None:
+    from sklearn.metrics import confusion_matrix  # slow to import
+
     truth, predicted = split(pairs)
     wanted = confusion_matrix(truth, predicted, labels=range(CLASSES))
     np.testing.assert_array_equal(confusion(truth, predicted, CLASSES), wanted)
@@ -32,6 +33,8 @@ def test_confusion_counts_equal_scikit_learns(pairs: list[tuple[int, int]]) -> N
 
 @given(pairs=PAIRS)
 def test_macro_f1_equals_scikit_learns_over_all_known_classes(pairs: list[tuple[int, int]]) -> None:
+    from sklearn.metrics import f1_score
+
     truth, predicted = split(pairs)
     wanted = f1_score(truth, predicted, labels=range(CLASSES), average="macro", zero_division=0)
     assert macro_f1(confusion(truth, predicted, CLASSES)) == pytest.approx(wanted, abs=1e-12)
@@ -41,6 +44,8 @@ def test_macro_f1_equals_scikit_learns_over_all_known_classes(pairs: list[tuple[
 def test_macro_f1_present_equals_scikit_learns_over_the_true_classes(
     pairs: list[tuple[int, int]],
 ) -> None:
+    from sklearn.metrics import f1_score
+
     truth, predicted = split(pairs)
     wanted = f1_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)
     counts = confusion(truth, predicted, CLASSES)

@@ -5,10 +5,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional
 
-from fleet.adapt.train import predict
+from fleet.adapt.train import batches, predict
 from fleet.models.config import ModelConfig
 from fleet.models.pretrain import pretrain
+from fleet.models.registry import build
+from fleet.seeds import derive_seed, generator
 
 CONFIG = ModelConfig(name="small-cnn", channels=2, classes=3, window=16)
 Problem = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -62,3 +65,25 @@ def test_the_windows_are_not_changed(problem: Problem) -> None:
     before = x.tobytes(), y.tobytes()
     pretrain(CONFIG, x, y, seed=1, epochs=1, batch=32)
     assert (x.tobytes(), y.tobytes()) == before
+
+
+@pytest.mark.parametrize(("epochs", "batch"), [(3, 16), (1, 16), (1, 64)])
+def test_pretraining_is_the_optimiser_and_the_cycle_of_torch_to_the_bit(
+    problem: Problem, epochs: int, batch: int
+) -> None:
+    x, y = problem
+    model = build(CONFIG, derive_seed(1, 0, "server", "base/weights"))
+    stepper = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-3, foreach=False)
+    total = epochs * -(-len(x) // batch) + 1
+    cycle = torch.optim.lr_scheduler.OneCycleLR(stepper, max_lr=2e-3, total_steps=total)
+    rng = generator(1, 0, "server", "base/batches")
+    for chosen in batches(len(x), batch=batch, epochs=epochs, generator=rng):
+        if len(chosen) > 1:
+            stepper.zero_grad()
+            rows = torch.from_numpy(chosen)
+            functional.cross_entropy(
+                model.train()(torch.from_numpy(x)[rows]), torch.from_numpy(y)[rows]
+            ).backward()  # type: ignore[no-untyped-call]
+            stepper.step()
+            cycle.step()
+    assert bits(pretrain(CONFIG, x, y, seed=1, epochs=epochs, batch=batch)) == bits(model)
