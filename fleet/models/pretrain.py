@@ -62,8 +62,14 @@ def pretrain(
         on_epoch: Called with the epoch (from 1) and its mean loss.
 
     Raises:
-        ModelError: ``no-windows`` or ``pretraining-diverged``.
+        ModelError: ``no-windows``, ``pretraining-recipe`` or ``pretraining-diverged``.
     """
+    if epochs < 0 or not (learning_rate >= 0 and weight_decay >= 0):
+        raise ModelError(
+            "pretraining-recipe",
+            f"epochs, learning rate and weight decay are 0 or more, not {epochs}, "
+            f"{learning_rate:g} and {weight_decay:g}",
+        )
     if len(x) < 2:
         raise ModelError("no-windows", f"a base needs at least two windows, not {len(x)}")
     model = build(config, derive_seed(seed, 0, "server", f"{purpose}/weights"))

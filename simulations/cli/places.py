@@ -23,7 +23,12 @@ def temporary_place(prefix: str) -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(prefix=prefix))
     try:
         yield made
-    except (Interrupted, KeyboardInterrupt):
+    except Interrupted:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    except Exception:
+        raise
+    except BaseException:  # nothing failed: somebody ended it
         shutil.rmtree(made, ignore_errors=True)
         raise
     shutil.rmtree(made, ignore_errors=True)

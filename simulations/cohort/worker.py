@@ -32,7 +32,7 @@ from fleet.measure.f1 import confusion
 from fleet.peft.registry import find
 from simulations.cohort.fleet import LearnerFleet, attempt
 
-__all__ = ["ChunkWorker"]
+__all__ = ["ChunkWorker", "springs_of"]
 
 
 class ChunkWorker:
@@ -75,7 +75,7 @@ class ChunkWorker:
 
         Raises:
             ModelError: ``cohort-guard`` when a device's training has a guard that is no pull to the
-                plan's release.
+                plan's release; like whatever speaks against a common training, it is everybody's.
         """
         self.prepare(message)
         assert self._opened is not None
@@ -158,7 +158,7 @@ def _train(
             torch.from_numpy(each.windows.train_y),
             list(each.order(plan)),
             maps=each.bench.maps,
-            springs=_springs(each, plan, state),
+            springs=springs_of(each, plan, state),
         )
         for each in learners
     ]
@@ -171,8 +171,17 @@ def _train(
     )
 
 
-def _springs(learner: Learner, plan: Plan, state: CoreState) -> CoreState | None:
-    """Return how hard each entry of a device is pulled to where it starts; None for not at all."""
+def springs_of(learner: Learner, plan: Plan, state: CoreState) -> CoreState | None:
+    """Return how hard each entry of a device is pulled to where it starts; None for not at all.
+
+    Args:
+        learner: The device's.
+        plan: The round's.
+        state: Core state of the plan's release, where every device starts.
+
+    Raises:
+        ModelError: ``cohort-guard`` when one of its guards is something else.
+    """
     found: CoreState | None = None
     for guard in () if learner.guards is None else learner.guards(learner, plan, state):
         if not isinstance(guard, Anchor) or guard.at.digest != state.digest:

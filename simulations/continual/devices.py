@@ -208,6 +208,8 @@ class Devices:
     def shared(self, bench: Workbench, method: str) -> Workbench:
         """Return what devices train on together: with places for what is each one's own.
 
+        It is not what any of them serves; :class:`~.judging.Judge` asks each device for that.
+
         Args:
             bench: Of the base.
             method: What is trained; one that trains whole kernels has no such places.

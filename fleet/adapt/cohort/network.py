@@ -113,10 +113,10 @@ class CohortNetwork:
         """
         for name, value in self.parameters.items():
             away = value - self._stacks.start[name]
-            if isinstance(strength, float):
-                gradients[name].add_(away, alpha=strength)
-            else:
+            if isinstance(strength, Mapping):
                 gradients[name].addcmul_(away, strength[name])
+            else:
+                gradients[name].add_(away, alpha=strength)
 
     def stacked(self, states: Sequence[CoreState | None]) -> dict[str, torch.Tensor]:
         """Return one state per device like :attr:`parameters`; zeros for None.
@@ -208,8 +208,10 @@ class CohortNetwork:
         layer = self._affine[name]
         usual = layer.scale.detach(), layer.shift.detach()
         each = [own.get(name, usual) for own in maps]
-        scales, shifts = zip(*each, strict=True)
-        return torch.stack(scales).to(usual[0]), torch.stack(shifts).to(usual[0])
+        scales, shifts = (
+            torch.stack([one.to(usual[0]) for one in z]) for z in zip(*each, strict=True)
+        )
+        return scales, shifts
 
     def _check_layout(self, state: CoreState | None) -> None:
         if state is not None and state.layout != self.start.layout:

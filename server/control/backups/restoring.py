@@ -143,7 +143,7 @@ class Staged:
                 if name in PUBLIC_FILES:
                     (self.stage / name).chmod(0o644)
                 os.replace(self.stage / name, self.folder.path / name)
-            for each in {aside if self.moved else self.folder.path, self.folder.path}:
+            for each in (*([aside] if self.moved else ()), self.folder.path):
                 sync_directory(each)
         except OSError as error:
             raise StorageError(
