@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from clients.agent.calibrating.settings import OwnStatistics
 from clients.agent.drifting.settings import Drift
 from clients.agent.policy import Policy
 from clients.agent.private.settings import Personal
@@ -208,6 +209,7 @@ class DeviceConfig(Table):
     interpreters: Interpreters = Field(default_factory=Interpreters)
     run: Run = Field(default_factory=Run)
     personal: Personal = Field(default_factory=Personal)
+    statistics: OwnStatistics = Field(default_factory=OwnStatistics)
 
     @field_validator("server")
     @classmethod

@@ -24,7 +24,7 @@ from clients.agent.watching import watched
 from fleet.adapt.attach import single_thread
 from fleet.adapt.state import CoreState
 from fleet.adapt.train import Guard, predict
-from fleet.continual.calibration import Calibration, calibrated, calibration_of
+from fleet.continual.calibration import Calibration, calibrated, calibration_of, trust_of
 from fleet.continual.growth import carried
 from fleet.continual.guards import Anchor, Distil, fisher_information, joined_fisher
 from fleet.continual.options import ContinualOptions
@@ -38,8 +38,6 @@ __all__ = ["ContinualDevice", "DeviceMemory", "Labelled"]
 
 # Windows that the Fisher information of a release is estimated on, one backward pass each.
 FISHER_WINDOWS = 32
-# With as many windows as this, the statistics of a device count for half.
-PRIOR_WINDOWS = 64
 
 
 @dataclass(eq=False)
@@ -67,8 +65,7 @@ class ContinualDevice:
         if self.options.calibrate == "none" or len(x) < 2:
             return
         recent = x[-self.options.calibrate_windows :]
-        trust = len(recent) / (len(recent) + PRIOR_WINDOWS)
-        found = calibration_of(self.bench.base, recent, trust=trust)
+        found = calibration_of(self.bench.base, recent, trust=trust_of(len(recent)))
         self.memory = replace(self.memory, calibration=found)
 
     def watch(

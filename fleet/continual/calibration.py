@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +19,19 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fleet.adapt.base import Base
+from fleet.adapt.digest import digest_arrays
 from fleet.adapt.fold import ChannelAffine
 from fleet.adapt.network import raw_network
 from fleet.errors import InputError
-from fleet.peft.ada_bn import calibrate
+from fleet.peft.ada_bn import BATCH, calibrate
 from fleet.peft.batch_norm import batch_norms
 
-__all__ = ["Calibration", "calibrated", "calibration_of", "neutral"]
+__all__ = ["Calibration", "absorbed", "calibrated", "calibration_of", "neutral", "trust_of"]
 
 # A scale beyond says that a channel was silent on one side; following it would only amplify noise.
 LARGEST_SCALE = 4.0
+# With as many windows as this, the statistics of a device count for half.
+PRIOR_WINDOWS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +53,11 @@ class Calibration:
             for kind, array in zip(("scale", "shift"), pair, strict=True)
         }
 
+    @property
+    def digest(self) -> str:
+        """Digest of all maps."""
+        return digest_arrays(self.arrays())
+
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, NDArray[np.float32]]) -> Calibration:
         """Return what :meth:`arrays` was called on."""
@@ -56,7 +65,14 @@ class Calibration:
         return cls({n: (arrays[f"{n}/scale"], arrays[f"{n}/shift"]) for n in names})
 
 
-def calibration_of(base: Base, x: NDArray[np.float32], *, trust: float = 1.0) -> Calibration:
+def trust_of(windows: int) -> float:
+    """Return what share a device's statistics of so many windows deserve."""
+    return windows / (windows + PRIOR_WINDOWS)
+
+
+def calibration_of(
+    base: Base, x: NDArray[np.float32], *, trust: float = 1.0, batch: int = BATCH
+) -> Calibration:
     """Estimate a device's calibration.
 
     Args:
@@ -64,6 +80,8 @@ def calibration_of(base: Base, x: NDArray[np.float32], *, trust: float = 1.0) ->
         x: The device's windows, normalised ``(n, channels, window)``, two or more; no labels.
         trust: Share of the device's statistics in those that hold, 0 to 1; the rest is the
             source's. Few windows deserve less than all.
+        batch: Windows that run together, as of :func:`fleet.peft.ada_bn.calibrate`; memory grows
+            with it.
 
     Raises:
         InputError: ``too-few-windows``, ``calibration-trust``.
@@ -72,7 +90,7 @@ def calibration_of(base: Base, x: NDArray[np.float32], *, trust: float = 1.0) ->
     if not 0 <= trust <= 1:
         raise InputError("calibration-trust", f"trust is a share, 0 to 1, not {trust}")
     raw = raw_network(base)
-    target = batch_norms(calibrate(raw, torch.from_numpy(np.asarray(x))))
+    target = batch_norms(calibrate(raw, torch.from_numpy(np.asarray(x)), batch=batch))
     maps = {}
     for name, norm in batch_norms(raw).items():
         mean, deviation = _moments(norm)
@@ -120,6 +138,36 @@ def calibrated(folded: nn.Module, calibration: Calibration) -> nn.Module:
         parent, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(parent), leaf, own)
     return network.requires_grad_(False).eval()
+
+
+def absorbed(
+    parameters: Mapping[str, NDArray[Any]], calibration: Calibration, layers: Mapping[str, str]
+) -> dict[str, NDArray[Any]]:
+    """Return dense kernels that compute what a :func:`calibrated` network computes with these.
+
+    A map behind a convolution goes into it, ``W ← scale·W``, ``b ← scale·b + shift``; one at a
+    place whose norm did not fold is composed with what is there. Computed in float64, rounded once.
+
+    Args:
+        parameters: Of the folded network, e.g. of a merged release, by name; not changed.
+        calibration: The device's.
+        layers: By a norm's name, the convolution that it folded into; others were not folded.
+    """
+    moved = dict(parameters)
+    for name, (scale, shift) in calibration.maps.items():
+        layer = layers.get(name)
+        kernel, bias = (
+            (f"{name}.scale", f"{name}.shift")
+            if layer is None
+            else (f"{layer}.weight", f"{layer}.bias")
+        )
+        before = moved[kernel]
+        wide = scale.astype(np.float64)
+        lifted = wide.reshape(-1, *(1,) * (before.ndim - 1))
+        moved[kernel] = (lifted * before.astype(np.float64)).astype(before.dtype)
+        total = wide * moved[bias].astype(np.float64) + shift.astype(np.float64)
+        moved[bias] = total.astype(moved[bias].dtype)
+    return moved
 
 
 def _moments(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:

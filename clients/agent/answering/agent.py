@@ -17,6 +17,7 @@ from clients.agent.answering.releases import Releases
 from clients.agent.answering.training import Training
 from clients.agent.answering.trust import Trust
 from clients.agent.answering.world import World
+from clients.agent.calibrating.statistics import Statistics
 from clients.agent.config import DECISIONS_FILE, DeviceConfig
 from clients.agent.decisions import DecisionLog
 from clients.agent.drifting.showing import tally
@@ -70,7 +71,8 @@ class Agent:
         self.trust = Trust(held, config, world)
         self.releases = Releases(held.serving, held.store, world.say, self.trust.check)
         log = DecisionLog(held.state / DECISIONS_FILE)
-        self.training = Training(held.store, config, log, world)
+        self.statistics = Statistics(held.store, self._bench, config, world)
+        self.training = Training(held.store, config, log, world, self.statistics)
         self._watcher = Watcher(held.store, self._bench, config, world)
 
     @property

@@ -11,6 +11,7 @@ import numpy as np
 from clients.agent.answering.held import Held
 from clients.agent.answering.releases import OUTCOME
 from clients.agent.answering.world import World
+from clients.agent.calibrating.summary import flat as statistics_of
 from clients.agent.drifting.showing import tally
 from clients.agent.pinned import REFUSED
 from clients.agent.power.readings import QUANTITIES
@@ -52,6 +53,7 @@ def health_of(held: Held, world: World, doing: str) -> Payload:
         "drift-alarms": alarms or None,
         "drift-age-s": alarm_age_s if alarm_age_s >= 0 else None,
         **flat(held.store, held.serving.folder),
+        **statistics_of(held.store, held.serving.folder, world.now()),
         "waiting-updates": len(held.store.outbox.waiting()),
         "store-bytes": held.store.windows.bytes(),
         "disk-free-bytes": shutil.disk_usage(held.state).free,

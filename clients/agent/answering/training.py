@@ -22,6 +22,7 @@ from clients.agent.answering.packing import (
     unpack_update,
 )
 from clients.agent.answering.world import World
+from clients.agent.calibrating.statistics import Footing, Statistics
 from clients.agent.config import DeviceConfig
 from clients.agent.decisions import DecisionLog
 from clients.agent.drifting.participation import changed_s, rounds_left, spend
@@ -52,15 +53,22 @@ class Training:
         config: Reads the device's configuration, which its owner may change at any time.
         log: Where the policy's decisions go.
         world: Clocks and sensors.
+        statistics: The device's own, which it trains under where there are any.
     """
 
     def __init__(
-        self, store: Store, config: Callable[[], DeviceConfig], log: DecisionLog, world: World
+        self,
+        store: Store,
+        config: Callable[[], DeviceConfig],
+        log: DecisionLog,
+        world: World,
+        statistics: Statistics,
     ) -> None:
         self._store = store
         self._config = config
         self._log = log
         self._world = world
+        self._statistics = statistics
         self._last: Decision | None = None
 
     def answered(self, plan: Plan) -> Payload | None:
@@ -129,21 +137,28 @@ class Training:
         config = self._config()
         forgets = forgets_of(self._store)
         found = labelled(self._store, base.record)
+        footing = self._footing(plan, found)
         learner = Learner(
             config.name,
             base,
             found.windows,
             memory_budget_bytes=_least(config.policy.memory_budget_bytes, plan.memory_budget),
+            bench=footing.bench,
         )
         learner.check_windows()
-        resume = self._progress(plan, found)
+        windows, people = footing.named(found.digest), found.people | footing.people
+        resume = self._progress(plan, windows)
         marks = self._store.labels.mark()
-        people = sorted(found.people)
-        detail = {"windows": len(found.windows.train_y), "from_step": resume.steps if resume else 0}
-        self._store.journal.add(plan.id, plan.round, "started", people, detail)
+        detail: dict[str, Any] = {
+            "windows": len(found.windows.train_y),
+            "from_step": resume.steps if resume else 0,
+        }
+        if footing.digest:
+            detail["statistics"] = footing.digest
+        self._store.journal.add(plan.id, plan.round, "started", sorted(people), detail)
         self._world.say("training.started", plan=plan.id, round=plan.round, **detail)
         budget_s = self.budget_s()
-        errand = Errand(plan.id, found.digest, found.people, forgets, until, budget_s)
+        errand = Errand(plan.id, windows, people, forgets, until, budget_s)
         pace = Pace(errand, self._store, self._world, self.decide)
         try:
             delta, result = learner.train(plan, state, resume=resume, after_step=pace)
@@ -187,9 +202,17 @@ class Training:
             return None
         return lost if lost is not None and lost.shape == (delta.layout.size,) else None
 
-    def _progress(self, plan: Plan, found: Labelled) -> Progress | None:
+    def _footing(self, plan: Plan, found: Labelled) -> Footing:
+        """Return the statistics to train under: a checkpoint's, else the newest."""
+        if self._store.checkpoints.plan() == plan.id:
+            for footing in (self._statistics.taken(), self._statistics.shared):
+                if self._store.checkpoints.get(plan.id, footing.named(found.digest)) is not None:
+                    return footing
+        return self._statistics.take()
+
+    def _progress(self, plan: Plan, windows: str) -> Progress | None:
         """Return what is left of a killed training for this plan, and drop any other's."""
-        content = self._store.checkpoints.get(plan.id, found.digest)
+        content = self._store.checkpoints.get(plan.id, windows)
         if content is not None:
             try:
                 return unpack_progress(content)

@@ -79,8 +79,10 @@ def forget(
 ) -> None:
     """Delete a person's windows, labels, replay, journal, and a private core that learned of them.
 
+    Own statistics go with anybody, and are taken anew of the windows that are left.
+
     End an ingest of theirs first: one that runs holds their last seconds and brings more windows.
-    Counts stay, since they name nobody. Where the private core was served, the fleet's release
+    Counts stay, since they name nobody. Where anything of its own was served, the fleet's release
     answers at once. Updates that the server has already are listed: only its operator can act on
     them.
     """

@@ -42,6 +42,7 @@ def status(state: StateOption = DEFAULT_STATE, form: FormatOption = Format.table
         "served": _served(state),
         "releases": _trusted(config, state),
         "personal": _personal(config, state),
+        "statistics": _statistics(config, state),
         "store": _counts(config, state),
         "last_decision": DecisionLog(state / DECISIONS_FILE).last(),
     }
@@ -139,6 +140,24 @@ def _personal(config: DeviceConfig, state: Path) -> dict[str, Any] | None:
         return None
 
 
+def _statistics(config: DeviceConfig, state: Path) -> dict[str, Any] | None:
+    from clients.agent.doctor.integrity import STORE, present
+
+    if not present(STORE):
+        return None
+    from clients.agent.calibrating.summary import standing as statistics_standing
+    from clients.agent.serving.folder import ModelFolder
+    from clients.agent.store.store import FILE_NAME, open_reader
+
+    if not (state / FILE_NAME).is_file():
+        return None
+    try:
+        with open_reader(state, clock=time.time) as store:
+            return statistics_standing(store, ModelFolder(state), config.statistics.own)
+    except FleetError:  # the row of the store says what is wrong
+        return None
+
+
 def _counts(config: DeviceConfig, state: Path) -> dict[str, Any] | None:
     from clients.agent.doctor.integrity import STORE, present
 
@@ -178,6 +197,7 @@ def _show_status(console: Console, data: dict[str, Any]) -> None:
         "key": "there" if data["has_key"] else "none: fleet-device init",
         "serves": f"release {served['number']}, {served['digest'][:12]}…" if served else "nothing",
         "private core": _personal_line(data["personal"]),
+        "statistics": _statistics_line(data["statistics"]),
         "release key": _trust_line(data["releases"], store),
         "store": _store_line(store),
         "drift": _drift_line(store),
@@ -191,6 +211,14 @@ def _personal_line(found: dict[str, Any] | None) -> str:
     if found is None:
         return "none yet"
     from clients.agent.private.summary import line
+
+    return line(found)
+
+
+def _statistics_line(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "none yet"
+    from clients.agent.calibrating.summary import line
 
     return line(found)
 

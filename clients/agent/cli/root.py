@@ -59,6 +59,9 @@ COMMANDS: Mapping[str, Verb] = {
     "run": Verb(
         "clients.agent.cli.run:run", "Run the agent and its SuperNode, and keep them running."
     ),
+    "statistics": Verb(
+        "clients.agent.cli.statistics:statistics", "Show, turn on or off, or drop own statistics."
+    ),
     "status": Verb("clients.agent.cli.health:status", "Say what is known of this device."),
     "trust": Verb("clients.agent.cli.trust:trust", "Pin the key that signs releases, or show it."),
 }

@@ -2,7 +2,8 @@
 
     record    its bytes                          split     windows that train it, and that judge it
     fitting   on another base, frame or layout   learning  one training of it, and its judgement
-    cores     what is due, one look at a time    serving   release and core together in service
+    judging   what windows kept back say         cores     what is due, one look at a time
+    serving   core and own statistics in service
     worker    the thread that looks              removing  forget, off, drop: from any process
     summary   what people are told               settings  what the owner decides
 

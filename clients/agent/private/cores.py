@@ -1,6 +1,7 @@
-"""What is due for the private core, and what is served of it: one look at a time.
+"""What is due for the private core, and what is served of the device's own: one look at a time.
 
-fit to the release's base → judge beside the release → serve or withdraw → train once a release
+own statistics, where they are due → fit the core to the release's base → judge beside the release →
+serve or withdraw → train once a release
 """
 
 from __future__ import annotations
@@ -8,24 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from clients.agent.answering.agent import Agent
 from clients.agent.answering.held import Held
-from clients.agent.answering.labelled import LARGEST_TRAINING, counted, raw_training
 from clients.agent.answering.pace import Errand, Pace, check_known, drops_of, forgets_of
 from clients.agent.answering.packing import unpack_progress
-from clients.agent.answering.training import RECIPE
 from clients.agent.answering.world import World
+from clients.agent.calibrating.statistics import Footing
 from clients.agent.config import DeviceConfig
-from clients.agent.learner import workbench
 from clients.agent.private.bases import base_before, keep_base, sweep_bases
 from clients.agent.private.fitting import fitted
-from clients.agent.private.learning import helps, judged, learned, recipe_of
-from clients.agent.private.record import pack, unpack
-from clients.agent.private.serving import Shelf
+from clients.agent.private.judging import Judge
+from clients.agent.private.learning import helps, learned, plan_of, recipe_of
+from clients.agent.private.record import row_of, unpack
+from clients.agent.private.serving import Own, Shelf
 from clients.agent.private.settings import Personal
-from clients.agent.private.split import Sides, split
+from clients.agent.private.split import Sides
 from clients.agent.serving.kept import KeptRelease
 from clients.agent.store.personal import PersonalRow
 from fleet.adapt.digest import digest_json
@@ -33,16 +32,13 @@ from fleet.adapt.state import CoreState
 from fleet.adapt.train import AfterStep, Progress
 from fleet.errors import FleetError, MismatchError, RoundError, StorageError
 from fleet.federate.records import Plan
-from fleet.seeds import generator
 
-__all__ = ["AGAIN_S", "LONGEST_S", "OFF", "POOL", "WANTED", "PrivateCores"]
+__all__ = ["AGAIN_S", "LONGEST_S", "OFF", "WANTED", "PrivateCores"]
 
 AGAIN_S = 600.0
 """After a training was refused or failed: how long until the next try."""
 LONGEST_S = 3600.0
 """A training of a private core that takes longer is given up."""
-POOL = 8
-"""Of the newest windows, so many times as many as may train are looked at."""
 WANTED = "agent-wanted"
 """A training made room for a message; it goes on from its checkpoint."""
 OFF = "personal-off"
@@ -51,13 +47,14 @@ OFF = "personal-off"
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """The release that is served, the private core as it takes it, and what was forgotten so far.
+    """The release that is served, the private core as it takes it, and what both compute on.
 
     ``forgets`` and ``drops`` are from before anything was read: what is made of it is kept only
     while they stand.
     """
 
     release: KeptRelease
+    footing: Footing
     row: PersonalRow | None
     core: CoreState | None
     forgets: int
@@ -65,7 +62,7 @@ class _Found:
 
 
 class PrivateCores:
-    """Keeps a device's private core in step with what the fleet brings; one thread may look.
+    """Keeps what is a device's own in step with what the fleet brings; one thread may look.
 
     Args:
         agent: Whose idle time it uses, and whose policy it asks.
@@ -84,6 +81,8 @@ class PrivateCores:
         self._serving = held.serving
         self._config = config
         self._world = world
+        self._statistics = agent.statistics
+        self._judge = Judge(held.store, self._held, config)
         self._shelf = Shelf(held.serving, held.store, config)
         self._again = float("-inf")
         self._hopeless = ("", "")
@@ -92,11 +91,13 @@ class PrivateCores:
         """Do what is due; whatever speaks against it is said and tried again later.
 
         Returns:
-            What it came to, a word: ``off``, ``busy``, ``no-release``, ``dropped``, ``trained``,
-            ``current`` when nothing was due, or the reason why it was not trained.
+            What it came to for the private core, a word: ``off``, ``busy``, ``no-release``,
+            ``dropped``, ``trained``, ``current`` when nothing was due, or the reason why it was not
+            trained.
         """
         try:
-            if not self._config().personal.on:
+            config = self._config()
+            if not (config.personal.on or config.statistics.own):
                 self._shelf.clear()
                 return "off"
             with self._agent.aside() as alone:
@@ -108,10 +109,13 @@ class PrivateCores:
             return error.code
 
     def _alone(self) -> str:
-        served = self._serving.served
-        if served is None or not served.number:
+        self._statistics.look()
+        release, personal = self._release(), self._config().personal.on
+        if release is None:
             return "no-release"
-        release = self._held.kept(served.name)
+        if not (personal and release.number):
+            self._serve(_Found(release, self._statistics.footing(), None, None, 0, 0))
+            return "no-release" if personal else "off"
         try:
             found = self._read(release)
         except (MismatchError, StorageError) as error:
@@ -121,12 +125,20 @@ class PrivateCores:
             self._store.personal.drop()
             self._world.say("personal.dropped", reason=error.code, detail=error.message)
             return "dropped"
-        if found.row is not None and found.row.judged.get("state") != release.state.digest:
+        if found.row is not None and not _said_of(found.row, found):
             found = self._judged(found)
         self._serve(found)
         if found.row is not None and found.row.state == release.state.digest:
             return "current"
         return self._train(found)
+
+    def _release(self) -> KeptRelease | None:
+        """Return the release that is served; None where nothing of the device's own is for it."""
+        served = self._serving.served
+        if served is None or not (served.number or self._config().statistics.own):
+            return None
+        bare = KeptRelease.bare(self._held.base)
+        return bare if served.name == bare.name else self._held.kept(served.name)
 
     def _read(self, release: KeptRelease) -> _Found:
         """Read the core, and take it along to the base that the device has now.
@@ -136,26 +148,26 @@ class PrivateCores:
             StorageError: ``personal-damaged``, or the disk's.
         """
         forgets, drops = forgets_of(self._store), drops_of(self._store)
-        row = self._store.personal.get()
+        row, footing = self._store.personal.get(), self._statistics.footing()
         if row is None:
-            return _Found(release, None, None, forgets, drops)
+            return _Found(release, footing, None, None, forgets, drops)
         core, base = unpack(row.payload), self._held.base
         layout = self._held.layout(release.method)
         if (row.base, row.frame, row.layout) != (base.digest, base.frame_digest, layout.digest):
             same = row.base == base.digest
             old = base if same else base_before(self._serving.folder, row.base)
             core = fitted(core, row.frame, old, base, layout)
-            before, row = row, self._row(release, core, row.people)
+            before, row = row, row_of(core, base, release, row.people)
             row = replace(row, release=before.release, state=before.state)
-            self._keep(_Found(release, before, core, forgets, drops), row)
+            self._keep(_Found(release, footing, before, core, forgets, drops), row)
             self._world.say("personal.fitted", base=base.digest, before=before.base)
-        return _Found(release, row, core, forgets, drops)
+        return _Found(release, footing, row, core, forgets, drops)
 
     def _judged(self, found: _Found) -> _Found:
         """Ask the windows kept back about the core beside another release than before."""
         assert found.row is not None
         assert found.core is not None
-        reading = self._reading(found.release, found.core, self._sides(found.release, 0))
+        reading = self._judge.core(found.release, found.core, found.footing)
         row = replace(found.row, serves=helps(reading), judged=reading)
         self._store.personal.judge(row.digest, row.serves, reading)
         self._world.say("personal.judged", serves=row.serves, **reading)
@@ -163,18 +175,17 @@ class PrivateCores:
 
     def _train(self, found: _Found) -> str:
         release, options = found.release, self._config().personal
-        plan = self._plan(release)
+        plan = plan_of(self._store, release)
         if plan is None:
             return "no-plan"
         if self._world.monotonic() < self._again:
             return "later"
-        known, _ = counted(self._store.windows.counts(), self._held.base.record)
-        if known < options.min_windows:
+        if self._judge.known() < options.min_windows:
             return "few-windows"
-        sides = self._sides(release, plan.seed)
+        sides = self._judge.sides(release, plan.seed)
         if not (len(sides.windows.train_y) and len(sides.windows.test_y)):
             return "few-windows"
-        if self._hopeless == (release.state.digest, sides.digest):
+        if self._hopeless == (release.state.digest, found.footing.named(sides.digest)):
             return "training-diverged"
         decision = self._decide()
         if not decision.allowed:
@@ -187,11 +198,12 @@ class PrivateCores:
         release, recipe = found.release, recipe_of(plan, options, found.release.number)
         before = found.row.people if found.row is not None else frozenset()
         start = found.core.digest if found.core is not None else ""
-        about = [sides.digest, recipe.id, options.model_dump(mode="json"), start, found.drops]
+        windows, people = found.footing.named(sides.digest), sides.people | found.footing.people
+        about = [windows, recipe.id, options.model_dump(mode="json"), start, found.drops]
         errand = Errand(
             f"personal/{release.name}",
             digest_json(about),
-            sides.people | before,
+            people | before,
             found.forgets,
             self._world.monotonic() + LONGEST_S,
             self._agent.training.budget_s(),
@@ -210,19 +222,20 @@ class PrivateCores:
                 options,
                 release.state,
                 found.core,
+                bench=found.footing.bench,
                 memory_budget=min((one for one in budgets if one), default=0),
                 resume=self._progress(errand),
                 after_step=self._stepping(pace, errand),
             )
         except RoundError as error:
             if error.code == "training-diverged":
-                self._hopeless = release.state.digest, sides.digest
+                self._hopeless = release.state.digest, windows
                 kept.clear()
             raise
         finally:
             self._agent.training.spend(pace.seconds)
-        reading = self._reading(release, core, sides)
-        row = self._row(release, core, errand.people)
+        reading = self._judge.core(release, core, found.footing, sides)
+        row = row_of(core, self._held.base, release, errand.people)
         row = replace(row, serves=helps(reading), judged=reading)
         self._keep(found, row, errand)
         self._world.say("personal.finished", serves=row.serves, **reading)
@@ -239,11 +252,17 @@ class PrivateCores:
         sweep_bases(self._serving.folder, self._held.base.digest)
 
     def _serve(self, found: _Found) -> None:
-        row, core = found.row, found.core
-        if row is None or core is None or not row.serves:
+        row, footing = found.row, found.footing
+        own = Own()
+        if row is not None and row.serves:
+            own = Own(row.digest, found.core, footing.kept)
+        elif self._judge.statistics(found.release, footing):
+            own = Own(kept=footing.kept)
+        if not own:
             self._shelf.clear()
-        elif self._shelf.put(found.release, row.digest, core):
-            self._world.say("personal.served", release=found.release.number)
+        elif self._shelf.put(found.release, own):
+            statistics = {"statistics": footing.digest} if footing.digest else {}
+            self._world.say("personal.served", release=found.release.number, **statistics)
 
     def _stepping(self, pace: Pace, errand: Errand) -> AfterStep:
         def step(steps: int, snapshot: Callable[[], Progress]) -> None:
@@ -266,36 +285,8 @@ class PrivateCores:
             self._world.say("personal.restarted", reason=error.code)
             return None
 
-    def _plan(self, release: KeptRelease) -> Plan | None:
-        """Return the last plan that the device answered, if it trained what the release holds."""
-        found = self._store.state.get(RECIPE)
-        try:
-            plan = Plan.model_validate(found) if found else None
-        except ValueError:  # of a later Corefleet, or an earlier one
-            return None
-        return plan if plan is not None and plan.method == release.method else None
 
-    def _sides(self, release: KeptRelease, seed: int) -> Sides:
-        options, about = self._config().personal, self._held.base.record
-        newest = min(LARGEST_TRAINING, max(options.min_windows, POOL * options.windows))
-        found, classes = raw_training(self._store, about, newest)
-        name = self._config().name
-        rng = generator(seed, release.number, name, "continual/personal/windows")
-        return split(found, classes, about, most=options.windows, rng=rng)
-
-    def _reading(self, release: KeptRelease, core: CoreState, sides: Sides) -> dict[str, Any]:
-        found = judged(workbench(self._held.base), release.state, core, sides)
-        return {"state": release.state.digest, "number": release.number, **found}
-
-    def _row(self, release: KeptRelease, core: CoreState, people: frozenset[str]) -> PersonalRow:
-        base = self._held.base
-        return PersonalRow(
-            base.digest,
-            base.frame_digest,
-            core.layout.digest,
-            release.method,
-            release.number,
-            release.state.digest,
-            pack(core),
-            people,
-        )
+def _said_of(row: PersonalRow, found: _Found) -> bool:
+    """Tell whether a core was judged beside this release and under these statistics."""
+    said = row.judged.get("state"), row.judged.get("statistics", "")
+    return said == (found.release.state.digest, found.footing.digest)

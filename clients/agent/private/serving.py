@@ -1,32 +1,59 @@
-"""Putting release and private core into service together, and taking them out of it."""
+"""Putting what is the device's own into service beside the release, and taking it out of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
+from clients.agent.calibrating.kept import Kept, kept_of
 from clients.agent.config import DeviceConfig
 from clients.agent.serving.folder import identity_of
+from clients.agent.serving.held import state_under
 from clients.agent.serving.kept import KeptRelease
 from clients.agent.serving.personal import note_personal, personal_of, present, withdraw
-from clients.agent.serving.records import PersonalPointer
+from clients.agent.serving.records import PersonalPointer, release_name
 from clients.agent.serving.serve import Serving
 from clients.agent.store import Store
 from fleet.adapt.state import CoreState
+from fleet.continual.calibration import Calibration
 from fleet.errors import FleetError, StorageError
 
-__all__ = ["Shelf"]
+__all__ = ["Own", "Shelf"]
+
+
+@dataclass(frozen=True, eq=False)
+class Own:
+    """What is the device's own beside a release.
+
+    Args:
+        digest: Of the private core as it is kept; empty without one.
+        core: The private core; None without one.
+        kept: The device's own statistics; None under the fleet's.
+    """
+
+    digest: str = ""
+    core: CoreState | None = None
+    kept: Kept | None = None
+
+    def __bool__(self) -> bool:
+        return self.core is not None or self.kept is not None
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The statistics as maps."""
+        return None if self.kept is None else Calibration.of_arrays(self.kept.arrays)
 
 
 class Shelf:
-    """What is served of the private core.
+    """What is served of the device's own.
 
     Whoever forgets, drops or turns off holds the model folder's lock meanwhile. So what is put here
     under that lock is looked up once more: it is still kept, and still wanted.
 
     Args:
         serving: The model folder.
-        store: Where the core is kept.
+        store: Where core and statistics are kept.
         config: Reads the device's configuration.
     """
 
@@ -37,8 +64,8 @@ class Shelf:
         # With the kernels' identity: they are read again once their file has changed.
         self._verified: tuple[PersonalPointer, tuple[int, ...] | None] | None = None
 
-    def put(self, release: KeptRelease, digest: str, core: CoreState) -> bool:
-        """Serve a release with the private core of a digest.
+    def put(self, release: KeptRelease, own: Own) -> bool:
+        """Serve a release with what is the device's own.
 
         Returns:
             Whether it is served now and was not before.
@@ -47,25 +74,32 @@ class Shelf:
             MismatchError: Why it cannot be merged or served; the release alone is served then.
             StorageError: When it could not be written.
         """
-        total = KeptRelease(
-            release.number, release.base, release.frame, release.method, release.state + core
-        )
+        state = release.state if own.core is None else release.state + own.core
+        total = replace(release, state=state, published="", signed_by="")
+        calibration = own.calibration
+        name = release_name(total.number, state_under(state.digest, calibration))
         before = personal_of(self._serving.folder)
-        kernels = self._serving.folder.own_file(total.name)
+        kernels = self._serving.folder.own_file(name)
         found = identity_of(kernels)
-        if before and (before, found) == self._verified and before.own.name == total.name:
+        if before and (before, found) == self._verified and before.own.name == name:
             return False
         with self._serving.locked():
             current = self._serving.served
-            if current is None or current.name != release.name or not self._wanted(digest):
+            if current is None or current.name != release.name or not self._wanted(own):
                 return False
             try:
                 self._make_folder()
-                whole = self._serving.held.merged(total, self._serving.folder.own)
+                folder = self._serving.folder.own
+                whole = self._serving.held.merged(total, folder, calibration)
             except FleetError:
                 withdraw(self._serving.folder)
                 raise
-            pointer = PersonalPointer(beside=current, own=whole.pointer)
+            pointer = PersonalPointer(
+                beside=current,
+                own=whole.pointer,
+                core=own.core is not None,
+                statistics=own.kept.digest if own.kept else "",
+            )
             made = identity_of(kernels)
             new = note_personal(self._serving.folder, pointer, anew=made != found)
             self._verified = pointer, made
@@ -82,10 +116,17 @@ class Shelf:
             with self._serving.locked():
                 withdraw(self._serving.folder)
 
-    def _wanted(self, digest: str) -> bool:
+    def _wanted(self, own: Own) -> bool:
+        config = self._config()
         with suppress(StorageError):
-            row = self._store.personal.get()
-            return self._config().personal.on and row is not None and row.digest == digest
+            if own.core is not None:
+                row = self._store.personal.get()
+                if not config.personal.on or row is None or row.digest != own.digest:
+                    return False
+            if own.kept is None:
+                return True
+            kept = kept_of(self._store)
+            return config.statistics.own and kept is not None and kept.digest == own.kept.digest
         return False
 
     def _make_folder(self) -> None:

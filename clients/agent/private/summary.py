@@ -30,7 +30,7 @@ def standing(store: Store, folder: ModelFolder, on: bool) -> dict[str, Any]:
     pointer = personal_of(folder)
     found: dict[str, Any] = {
         "on": on,
-        "served": pointer and pointer.own.digest,
+        "served": pointer.own.digest if pointer and pointer.core else None,
         "core": None,
         "problem": None,
     }

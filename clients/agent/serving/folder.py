@@ -82,7 +82,7 @@ class ModelFolder:
         return sorted(names, key=lambda name: (int(name.split("-")[0]), name))
 
     def own_file(self, name: str) -> Path:
-        """Return where the kernels of a release with the private core lie."""
+        """Return where the kernels of a release with what is the device's own lie."""
         return self.own / f"{name}{_SUFFIX}"
 
     def identity(self, which: str = CURRENT) -> tuple[int, ...] | None:

@@ -19,15 +19,23 @@ from clients.agent.serving.whole import (
     save_served,
 )
 from fleet.adapt.base import Base, load_base, save_base
+from fleet.adapt.digest import digest_json
+from fleet.adapt.fold import norms_behind
 from fleet.adapt.merge import merge
-from fleet.adapt.network import folded_network, parameters_of
+from fleet.adapt.network import folded_network, parameters_of, raw_network
 from fleet.adapt.state import Layout
+from fleet.continual.calibration import Calibration, absorbed
 from fleet.errors import FleetError, InputError, MismatchError, StorageError
 from fleet.peft.registry import find
 
-__all__ = ["Held"]
+__all__ = ["Held", "state_under"]
 
 _Folded = tuple[nn.Module, Mapping[str, NDArray[Any]]]
+
+
+def state_under(state: str, calibration: Calibration | None) -> str:
+    """Return what kernels are named by: a core state's digest, and that of own statistics."""
+    return state if calibration is None else digest_json([state, calibration.digest])
 
 
 class Held:
@@ -40,6 +48,7 @@ class Held:
     def __init__(self, folder: ModelFolder) -> None:
         self._folder = folder
         self._loaded: tuple[Base, _Folded] | None = None
+        self._layers: tuple[str, Mapping[str, str]] = ("", {})
 
     @property
     def base(self) -> Base:
@@ -96,7 +105,12 @@ class Held:
             )
         return load_kept(self._folder.release_file(found[0]))
 
-    def merged(self, release: KeptRelease, folder: Path | None = None) -> Whole:
+    def merged(
+        self,
+        release: KeptRelease,
+        folder: Path | None = None,
+        calibration: Calibration | None = None,
+    ) -> Whole:
         """Merge a release, write the kernels unless they lie there whole, and read them back.
 
         Call it under the folder's lock.
@@ -104,6 +118,7 @@ class Held:
         Args:
             release: What is merged.
             folder: Where the kernels go; None for ``served``.
+            calibration: The device's own statistics, which go into the kernels; None for none.
 
         Raises:
             MismatchError: ``wrong-base``, ``wrong-frame``, or why it cannot be merged or served.
@@ -112,8 +127,12 @@ class Held:
         self.check_fits(release)
         base, (_, parameters) = self._opened()
         moved = merge(parameters, base.frames, release.state)
+        if calibration is not None:
+            moved = absorbed(moved, calibration, self._layers_before())
         check_finite(moved, release.name)
         pointer = pointer_to(release, moved)
+        state = state_under(pointer.state, calibration)
+        pointer = pointer.model_copy(update={"state": state})
         named = self._folder.served_file(pointer.name)
         path = named if folder is None else folder / named.name
         try:
@@ -144,6 +163,14 @@ class Held:
             raise MismatchError(
                 "state-not-finite", f"release {release.number} holds NaN or infinity"
             )
+
+    def _layers_before(self) -> Mapping[str, str]:
+        """Return, by each batch norm's name, the convolution that it folded into."""
+        base = self.base
+        if self._layers[0] != base.digest:
+            behind = norms_behind(raw_network(base))
+            self._layers = base.digest, {norm: layer for layer, norm in behind.items()}
+        return self._layers[1]
 
     def _opened(self) -> tuple[Base, _Folded]:
         if self._loaded is None:

@@ -39,14 +39,14 @@ class _Answering:
 class DeviceModel:
     """The model that a device serves, for any process that may read its state directory.
 
-    Where the agent serves a private core, release and core together answer (:attr:`personal`). A
-    swap by the agent is followed at the next call, without a restart. A call costs two ``stat``
-    more than the network; when that shows a swap, the calling thread reads the new model and
-    verifies its digest while other threads go on with the old one. What cannot be read whole is
-    not served: the old model stays, :attr:`problem` says why, and it is tried again after
-    ``retry_s`` seconds or at the next swap. Where ``current`` is damaged from the start, or when a
-    private core was taken back, what was served before it, or the base, answers. Nothing is ever
-    written or unpickled.
+    Where the agent serves a private core or statistics of the device's own, they and the release
+    together answer (:attr:`personal`). A swap by the agent is followed at the next call, without a
+    restart. A call costs two ``stat`` more than the network; when that shows a swap, the calling
+    thread reads the new model and verifies its digest while other threads go on with the old one.
+    What cannot be read whole is not served: the old model stays, :attr:`problem` says why, and it
+    is tried again after ``retry_s`` seconds or at the next swap. Where ``current`` is damaged from
+    the start, or when a private core was taken back, what was served before it, or the base,
+    answers. Nothing is ever written or unpickled.
 
     Any number of threads may call :meth:`predict`.
 
@@ -83,12 +83,12 @@ class DeviceModel:
 
     @property
     def personal(self) -> bool:
-        """Whether the device's private core is part of what answers."""
+        """Whether the device's private core, or statistics of its own, are in what answers."""
         return self._answering.own is not None
 
     @property
     def digest(self) -> str:
-        """Digest of the kernels that answered last: the release's, but with a private core."""
+        """Digest of the kernels that answered last: the release's, unless :attr:`personal`."""
         return self._answering.whole.pointer.digest
 
     @property

@@ -1,7 +1,7 @@
-"""What a device serves of its own: a release with its private core, beside the release itself.
+"""What a device serves of its own beside the release: its private core, its own statistics, both.
 
     STATE/model/personal                        what is served beside which release (JSON)
-    STATE/model/own/NNNNNN-STATE.safetensors    dense kernels of release and private core together
+    STATE/model/own/NNNNNN-STATE.safetensors    dense kernels of release and all of it together
 
 ``current`` goes on naming the release, and is what the fleet is told. A note in ``personal`` holds
 for that one release: when another is swapped in, it is void, and the release answers.
@@ -67,7 +67,11 @@ def note_personal(folder: ModelFolder, pointer: PersonalPointer, *, anew: bool =
     """
     new = anew or personal_of(folder) != pointer
     if new:
-        write_json(folder.path / PERSONAL, pointer.model_dump(mode="json"))
+        # Without what is at its default: earlier versions read a core's note as well.
+        late = {"core", "statistics"}
+        note = pointer.model_dump(mode="json", exclude=late)
+        note |= pointer.model_dump(mode="json", include=late, exclude_defaults=True)
+        write_json(folder.path / PERSONAL, note)
     with suppress(OSError):  # what stays is swept the next time
         _sweep(folder, pointer.own.name)
     return new

@@ -52,11 +52,16 @@ class PersonalPointer(_Record):
 
     Args:
         beside: The release that it is made of; beside another one it is not served.
-        own: Release and private core together: digest of their sum, and of the merged kernels.
+        own: All of it together: digest of the sum of release and private core, with that of the
+            statistics where there are any, and of the merged kernels.
+        core: Whether a private core is in it.
+        statistics: Digest of the device's own batch-norm statistics; empty under the fleet's.
     """
 
     beside: Pointer
     own: Pointer
+    core: bool = True
+    statistics: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
 
 
 class ProbeReading(_Record):

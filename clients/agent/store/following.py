@@ -1,4 +1,4 @@
-"""Windows and labels as they came, past a cursor: what goes through the store once, in order."""
+"""Windows and labels as they came: past a cursor, once and in order; or spread over the newest."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from clients.agent.store.labels import EDGE_S
 from clients.agent.store.records import Loaded
 from clients.agent.store.windows import COLUMNS, loaded_of
 
-__all__ = ["LabelCursor", "count_after", "labelled_after", "windows_after"]
+__all__ = ["LabelCursor", "count_after", "labelled_after", "spread", "windows_after"]
 
 _OURS = "channels = ? AND samples = ?"
+# Values of one query; SQLite of before 2020 takes 999.
+_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,29 @@ def windows_after(
     with database.read() as connection:
         rows = connection.execute(query, (after, *shape, most)).fetchall()
     return loaded_of(rows, shape), int(rows[-1][0]) if rows else after
+
+
+def spread(database: Database, shape: tuple[int, int], most: int, over: int) -> Loaded:
+    """Return windows spread evenly over the newest, in the order of their arrival.
+
+    Args:
+        database: The store's.
+        shape: ``(channels, samples)``; others are left out.
+        most: At most so many; the newest is one of them. Damaged ones are left out.
+        over: Of so many of the newest, where there are as many.
+    """
+    query = f"SELECT id FROM windows WHERE {_OURS} ORDER BY id DESC LIMIT ?"
+    rows: list[Any] = []
+    with database.read() as connection:
+        ids = [int(row[0]) for row in connection.execute(query, (*shape, over))]
+        chosen = ids[:: max(1, len(ids) // most)][:most][::-1]
+        for first in range(0, len(chosen), _AT_ONCE):
+            part = chosen[first : first + _AT_ONCE]
+            places = ", ".join("?" * len(part))
+            rows += connection.execute(
+                f"SELECT {COLUMNS} FROM windows WHERE id IN ({places}) ORDER BY id", part
+            )
+    return loaded_of(rows, shape)
 
 
 def labelled_after(

@@ -4,9 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from fleet.adapt.fold import fold
-from fleet.adapt.network import folded_network, raw_network
-from fleet.continual.calibration import LARGEST_SCALE, Calibration, calibrated, calibration_of
+from fleet.adapt.fold import fold, norms_behind
+from fleet.adapt.network import folded_network, parameters_of, raw_network, with_parameters
+from fleet.continual.calibration import (
+    LARGEST_SCALE,
+    Calibration,
+    absorbed,
+    calibrated,
+    calibration_of,
+    trust_of,
+)
 from fleet.errors import InputError
 from fleet.peft.ada_bn import calibrate
 from tests.fleet.continual.bases import make_base, windows_of
@@ -23,6 +30,32 @@ def test_a_calibrated_network_is_the_folded_one_of_recalibrated_norms(
     with torch.no_grad():
         got, wanted = own(torch.from_numpy(x)), oracle(torch.from_numpy(x))
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+# Where a norm did not fold, the calibrated network composes two maps in float32.
+@pytest.mark.parametrize(("model", "near"), [("small-cnn", 1e-9), ("t-resnet", 1e-5)])
+def test_kernels_that_absorbed_a_calibration_compute_what_the_calibrated_network_does(
+    model: str, near: float
+) -> None:
+    base, x = make_base(name=model), torch.from_numpy(windows_of(24)).double()
+    found = calibration_of(base, windows_of(24), trust=trust_of(24))
+    network = folded_network(base).double()
+    layers = {norm: layer for layer, norm in norms_behind(raw_network(base)).items()}
+    before = parameters_of(network)
+    dense = absorbed(before, found, layers)
+    assert dense.keys() == before.keys()
+    assert all(dense[name].dtype == before[name].dtype for name in before)
+    own = calibrated(network, found).double()
+    with torch.no_grad():
+        wanted = own(x)
+        assert not torch.allclose(network(x), wanted, rtol=1e-3)
+        got = with_parameters(network, dense)(x)
+    torch.testing.assert_close(got, wanted, rtol=near, atol=near)
+
+
+def test_few_windows_deserve_little_trust() -> None:
+    assert (trust_of(0), trust_of(64)) == (0.0, 0.5)
+    assert trust_of(2) < trust_of(256) < 1
 
 
 def test_without_trust_a_device_keeps_the_fleets_statistics() -> None:

@@ -11,6 +11,7 @@ from clients.agent.store.following import (
     LabelCursor,
     count_after,
     labelled_after,
+    spread,
     windows_after,
 )
 from tests.clients.agent.store.windows import SHAPE, TRAIN, batch, opened
@@ -39,6 +40,26 @@ def test_windows_come_in_the_order_of_arrival_and_others_of_another_base_are_lef
         assert windows_after(store.database, SHAPE, last, 7)[1] == last
         assert count_after(store.database, SHAPE, 4) == 5
         assert count_after(store.database, (3, 8), 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("most", "over", "wanted"),
+    [
+        (3, 9, [20, 23, 26]),
+        (4, 100, [8, 14, 20, 26]),
+        (20, 100, list(range(7, 27))),
+        (40, 100, list(range(27))),
+        (2, 1, [26]),
+    ],
+)
+def test_windows_are_spread_over_the_newest_and_come_in_the_order_of_arrival(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, over: int, wanted: list[float]
+) -> None:
+    monkeypatch.setattr("clients.agent.store.following._AT_ONCE", 2)
+    with opened(tmp_path) as store:
+        store.windows.add("ada", "s", batch(27), TRAIN)
+        assert spread(store.database, SHAPE, most, over).start_s.tolist() == wanted
+        assert not spread(store.database, (3, 8), most, over).ids.size
 
 
 @given(actions=ACTIONS)
