@@ -155,10 +155,13 @@ class Training:
         }
         if footing.digest:
             detail["statistics"] = footing.digest
-        self._store.journal.add(plan.id, plan.round, "started", sorted(people), detail)
-        self._world.say("training.started", plan=plan.id, round=plan.round, **detail)
         budget_s = self.budget_s()
         errand = Errand(plan.id, windows, people, forgets, until, budget_s)
+        with self._store.transaction():
+            # Who was forgotten while statistics were taken is named in no journal.
+            check_known(self._store, errand)
+            self._store.journal.add(plan.id, plan.round, "started", sorted(people), detail)
+        self._world.say("training.started", plan=plan.id, round=plan.round, **detail)
         pace = Pace(errand, self._store, self._world, self.decide)
         try:
             delta, result = learner.train(plan, state, resume=resume, after_step=pace)

@@ -20,7 +20,18 @@ from clients.agent.store.forget import LEARNED
 from fleet.adapt.digest import digest_arrays
 from fleet.errors import StorageError
 
-__all__ = ["DROPS", "JUDGED", "KEPT", "TAKEN", "Kept", "drop_kept", "kept_of", "put_kept", "there"]
+__all__ = [
+    "DROPS",
+    "JUDGED",
+    "KEPT",
+    "TAKEN",
+    "Kept",
+    "drop_kept",
+    "judged_of",
+    "kept_of",
+    "put_kept",
+    "there",
+]
 
 VERSION = 1
 """Of every value here; one of another version is as good as none."""
@@ -44,6 +55,7 @@ class Kept:
             :class:`fleet.continual.calibration.Calibration`.
         windows: How many they were taken of.
         wanted: How many they were to be taken of at most.
+        spanned: Over how many of the newest they were spread.
         last: Id of the newest window that was there.
         people: Whose windows they were.
         made_s: When, seconds since the epoch.
@@ -53,6 +65,7 @@ class Kept:
     arrays: Mapping[str, NDArray[np.float32]]
     windows: int
     wanted: int
+    spanned: int
     last: int
     people: frozenset[str]
     made_s: float
@@ -69,15 +82,16 @@ def kept_of(store: Store, key: str = KEPT) -> Kept | None:
     Raises:
         StorageError: ``statistics-damaged``.
     """
-    found = store.state.get(key)
-    if not isinstance(found, dict) or found.get("version") != VERSION:
-        return None
     try:
+        found = store.state.get(key)
+        if not isinstance(found, dict) or found.get("version") != VERSION:
+            return None
         kept = Kept(
             base=str(found["base"]),
             arrays={name: _unpacked(text) for name, text in found["maps"].items()},
             windows=int(found["windows"]),
             wanted=int(found["wanted"]),
+            spanned=int(found["spanned"]),
             last=int(found["last"]),
             people=frozenset(map(str, found["people"])),
             made_s=float(found["made_s"]),
@@ -104,6 +118,7 @@ def put_kept(store: Store, kept: Kept, key: str = KEPT) -> None:
         "base": kept.base,
         "windows": kept.windows,
         "wanted": kept.wanted,
+        "spanned": kept.spanned,
         "last": kept.last,
         "people": sorted(kept.people),
         "made_s": kept.made_s,
@@ -115,7 +130,17 @@ def put_kept(store: Store, kept: Kept, key: str = KEPT) -> None:
 
 def there(store: Store) -> bool:
     """Tell whether anything is kept, whole or not."""
-    return any(store.state.get(key) is not None for key in (KEPT, TAKEN, JUDGED))
+    keys = (KEPT, TAKEN, JUDGED)
+    return store.database.number("SELECT count(*) FROM state WHERE key IN (?, ?, ?)", keys) > 0
+
+
+def judged_of(store: Store) -> dict[str, Any]:
+    """Return what the windows kept back said; nothing where that is not whole."""
+    try:
+        found = store.state.get(JUDGED)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def drop_kept(store: Store) -> bool:

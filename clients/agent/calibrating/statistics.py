@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clients.agent.calibrating.kept import DROPS, KEPT, TAKEN, Kept, kept_of, put_kept
+from clients.agent.calibrating.settings import OwnStatistics
 from clients.agent.learner import Workbench
 from clients.agent.serving.probe import normalisation_of
 from clients.agent.store import Store
@@ -27,13 +29,26 @@ if TYPE_CHECKING:
     from clients.agent.answering.world import World
     from clients.agent.config import DeviceConfig
 
-__all__ = ["BATCH_WINDOWS", "LARGEST_VALUE", "RENEW", "SPREAD", "Footing", "Statistics"]
+__all__ = [
+    "BATCH_WINDOWS",
+    "LARGEST_VALUE",
+    "RENEW",
+    "SPREAD",
+    "STRAY",
+    "USUAL_VALUE",
+    "Footing",
+    "Statistics",
+]
 
 BATCH_WINDOWS = 32
 """Windows that run together, up to twice as many: about as much memory as a training takes."""
+STRAY = 10
+"""A window whose largest number is so many times that of the middle one is no movement but a fault;
+it alone would be the statistics."""
+USUAL_VALUE = 50.0
+"""Numbers up to so many standard deviations of the base are a movement, whatever the others are."""
 LARGEST_VALUE = 1e6
-"""A window with a number of so many standard deviations of the base is of no sensor that works; it
-alone would be the statistics."""
+"""Numbers beyond so many are of no sensor that works."""
 SPREAD = 16
 """They are taken of one in so many of the newest windows, where there are as many: those of a few
 minutes may be of one activity alone, and lean to it."""
@@ -134,10 +149,11 @@ class Statistics:
             return
         kept = self._read(KEPT)
         if kept is not None and kept.wanted == options.windows:
-            spanned = min(SPREAD * options.windows, self._after(0))
-            due = self._after(kept.last) >= max(1, spanned // RENEW)
+            wanted = max(1, kept.spanned // RENEW)
+            due = self._after(kept.last, wanted) >= wanted
         else:
-            due = self._after(0) >= options.min_windows and self._after(self._refused) > 0
+            least = options.min_windows
+            due = self._after(self._refused, 1) > 0 and self._after(0, least) >= least
         if due:
             self.refresh()
 
@@ -155,12 +171,12 @@ class Statistics:
             return
         before = self._marks()
         kept = self._read(KEPT)
-        if kept and kept.wanted == options.windows and not self._after(kept.last):
+        if kept and kept.wanted == options.windows and not self._after(kept.last, 1):
             return
         most = options.windows
-        found = spread(self._store.database, self._shape, most, SPREAD * most)
+        found, spanned = spread(self._store.database, self._shape, most, SPREAD * most)
         try:
-            made = self._taken_of(found, options.windows, options.min_windows)
+            made = self._taken_of(found, spanned, options)
         except (InputError, ModelError) as error:
             self._possible = not isinstance(error, ModelError)
             self._refused = int(found.ids[-1]) if len(found.ids) else 0
@@ -173,8 +189,8 @@ class Statistics:
             put_kept(self._store, made)
         self._world.say("statistics.taken", windows=made.windows, digest=made.digest)
 
-    def _taken_of(self, found: Loaded, wanted: int, least: int) -> Kept:
-        """Return the statistics of windows.
+    def _taken_of(self, found: Loaded, spanned: int, options: OwnStatistics) -> Kept:
+        """Return the statistics of windows that are spread over so many.
 
         Raises:
             InputError: ``too-few-windows`` or ``statistics-not-finite``.
@@ -184,10 +200,12 @@ class Statistics:
         with np.errstate(over="ignore", invalid="ignore"):
             x = normalisation_of(base.record).apply(found.x)
             largest = np.abs(x).max(axis=(1, 2), initial=0.0)
-        rows = np.flatnonzero(largest <= LARGEST_VALUE)
+        rows = np.flatnonzero(largest <= _limit(largest))
         count = len(rows)
-        if count < least:
-            raise InputError("too-few-windows", f"there are {count} whole windows, not {least}")
+        if count < options.min_windows:
+            raise InputError(
+                "too-few-windows", f"there are {count} whole windows, not {options.min_windows}"
+            )
         calibration = calibration_of(base, x[rows], trust=trust_of(count), batch=BATCH_WINDOWS)
         arrays = calibration.arrays()
         if not all(np.isfinite(array).all() for array in arrays.values()):
@@ -196,7 +214,8 @@ class Statistics:
             base=base.digest,
             arrays=arrays,
             windows=count,
-            wanted=wanted,
+            wanted=options.windows,
+            spanned=spanned,
             last=int(found.ids[-1]),
             people=frozenset(found.people[row] for row in rows),
             made_s=self._world.now(),
@@ -216,6 +235,8 @@ class Statistics:
                 raise
             self._tell_once(error)
             return None
+        if kept is not None and kept.windows < self._config().statistics.min_windows:
+            return None
         return kept
 
     def _footing_of(self, kept: Kept | None) -> Footing:
@@ -228,8 +249,8 @@ class Statistics:
             self._made = (kept.digest, bench)
         return Footing(self._made[1], kept)
 
-    def _after(self, window: int) -> int:
-        return count_after(self._store.database, self._shape, window)
+    def _after(self, window: int, most: int) -> int:
+        return count_after(self._store.database, self._shape, window, most)
 
     def _marks(self) -> tuple[int, int]:
         """Return how often somebody was forgotten, and how often the owner dropped them."""
@@ -240,3 +261,10 @@ class Statistics:
         if error.code not in self._told:
             self._told.add(error.code)
             self._world.say("statistics.refused", reason=error.code, detail=error.message)
+
+
+def _limit(largest: NDArray[np.floating[Any]]) -> float:
+    """Return up to what number windows are a movement, given the largest of each."""
+    sound = largest[np.isfinite(largest)]
+    middle = float(np.median(sound)) if len(sound) else 0.0
+    return min(LARGEST_VALUE, max(USUAL_VALUE, STRAY * middle))

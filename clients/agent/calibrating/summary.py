@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from clients.agent.calibrating.kept import JUDGED, kept_of
+from clients.agent.calibrating.kept import judged_of, kept_of
 from clients.agent.serving.folder import ModelFolder
 from clients.agent.serving.personal import personal_of
 from clients.agent.store import Store
@@ -41,7 +41,7 @@ def standing(store: Store, folder: ModelFolder, on: bool) -> dict[str, Any]:
         return found | {"problem": error.message}
     if kept is None:
         return found
-    said = store.state.get(JUDGED)
+    said = judged_of(store)
     found["kept"] = {
         "digest": kept.digest,
         "base": kept.base,
@@ -50,7 +50,7 @@ def standing(store: Store, folder: ModelFolder, on: bool) -> dict[str, Any]:
         "made_s": kept.made_s,
         "bytes": sum(array.nbytes for array in kept.arrays.values()),
     }
-    if isinstance(said, dict) and said.get("statistics") == kept.digest:
+    if said.get("statistics") == kept.digest:
         found["judged"] = said
     return found
 
@@ -77,7 +77,9 @@ def line(found: dict[str, Any]) -> str:
         return f"{word}; none taken yet" if found["on"] else word
     served, said = "served" if found["served"] else "not served", found["judged"]
     text = f"{word}; {served}, of {found['kept']['windows']} windows"
-    if said is None or not said.get("windows"):
+    if said is None:
+        return f"{text}, not judged by themselves"
+    if not said.get("windows"):
         return f"{text}, not judged: no windows with labels are kept back"
     return (
         f"{text}: on {said['windows']} windows kept back loss "

@@ -112,6 +112,7 @@ class PrivateCores:
         self._statistics.look()
         release, personal = self._release(), self._config().personal.on
         if release is None:
+            self._shelf.clear()
             return "no-release"
         if not (personal and release.number):
             self._serve(_Found(release, self._statistics.footing(), None, None, 0, 0))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clients.agent.answering.labelled import LARGEST_TRAINING, counted, raw_training
-from clients.agent.calibrating.kept import JUDGED, kept_of
+from clients.agent.calibrating.kept import JUDGED, judged_of, kept_of
 from clients.agent.calibrating.statistics import Footing
 from clients.agent.config import DeviceConfig
 from clients.agent.learner import workbench
@@ -78,14 +78,14 @@ class Judge:
         if footing.kept is None:
             return False
         about, known = self._about(release, footing), self.known()
-        said = self._store.state.get(JUDGED) or {}
+        said = judged_of(self._store)
         if {name: said.get(name) for name in about} != about or known >= max(
             1, AGAIN * int(said.get("known", 0))
         ):
             found = self._fleet(release, footing, self.sides(release, 0)) if known else {}
             said = {"windows": 0, **about, "known": known, **found}
             self._note(said, footing)
-        return not said["windows"] or helps(said)
+        return not said.get("windows") or helps(said)
 
     def _fleet(self, release: KeptRelease, footing: Footing, sides: Sides) -> dict[str, Any]:
         """Return what is said of a release under the fleet's statistics and under own ones."""

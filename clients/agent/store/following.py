@@ -33,11 +33,13 @@ class LabelCursor:
     within: int = 0
 
 
-def count_after(database: Database, shape: tuple[int, int], after: int) -> int:
-    """Return how many windows of a shape came after that one."""
-    return database.number(
-        f"SELECT count(*) FROM windows WHERE id > ? AND {_OURS}", (after, *shape)
-    )
+def count_after(
+    database: Database, shape: tuple[int, int], after: int, most: int | None = None
+) -> int:
+    """Return how many windows of a shape came after that one; it reads at most ``most`` of them."""
+    found = f"SELECT 1 FROM windows WHERE id > ? AND {_OURS} LIMIT ?"
+    limit = -1 if most is None else most
+    return database.number(f"SELECT count(*) FROM ({found})", (after, *shape, limit))
 
 
 def windows_after(
@@ -60,7 +62,7 @@ def windows_after(
     return loaded_of(rows, shape), int(rows[-1][0]) if rows else after
 
 
-def spread(database: Database, shape: tuple[int, int], most: int, over: int) -> Loaded:
+def spread(database: Database, shape: tuple[int, int], most: int, over: int) -> tuple[Loaded, int]:
     """Return windows spread evenly over the newest, in the order of their arrival.
 
     Args:
@@ -68,6 +70,9 @@ def spread(database: Database, shape: tuple[int, int], most: int, over: int) -> 
         shape: ``(channels, samples)``; others are left out.
         most: At most so many; the newest is one of them. Damaged ones are left out.
         over: Of so many of the newest, where there are as many.
+
+    Returns:
+        The windows, and over how many they are spread.
     """
     query = f"SELECT id FROM windows WHERE {_OURS} ORDER BY id DESC LIMIT ?"
     rows: list[Any] = []
@@ -80,7 +85,7 @@ def spread(database: Database, shape: tuple[int, int], most: int, over: int) -> 
             rows += connection.execute(
                 f"SELECT {COLUMNS} FROM windows WHERE id IN ({places}) ORDER BY id", part
             )
-    return loaded_of(rows, shape)
+    return loaded_of(rows, shape), len(ids)
 
 
 def labelled_after(

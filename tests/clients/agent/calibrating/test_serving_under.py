@@ -165,6 +165,20 @@ def test_off_is_the_digest_of_a_device_that_never_had_them_and_on_again_the_same
         assert wearer.model().digest == own
 
 
+def test_off_in_the_file_holds_at_the_base_itself_beside_private_cores(
+    state: Path, turned: Turned
+) -> None:
+    with wearing(state, turned.world(), personal=LEARN) as wearer:
+        before = wearer.model().digest
+        wearer.cores.look()
+        running = wearer.model()
+        assert running.personal
+        changed(wearer, statistics=OwnStatistics())
+        assert wearer.cores.look() == "no-release"
+        running.predict(windows_of(1))
+        assert (running.personal, running.digest) == (False, before)
+
+
 def test_a_new_release_answers_alone_until_they_are_in_it_too(
     state: Path, turned: Turned, releases: list[Release]
 ) -> None:
@@ -220,8 +234,8 @@ def test_they_are_judged_once_and_again_when_labels_have_come(
 
     monkeypatch.setattr(Judge, "_fleet", counted)
     found = []
-    own = OWN.model_copy(update={"windows": 4096})  # so that nothing new is due
-    with wearing(state, turned.world(), own) as wearer:
+    with wearing(state, turned.world()) as wearer:
+        add(wearer.device.store, 400, seed=9)  # so that nothing new is due
         for seed, count in enumerate((0, 20, 0, 10, 10), 10):
             if count:
                 add(wearer.device.store, count, seed=seed, labels=True)

@@ -27,6 +27,8 @@ from fleet.errors import InputError, ModelError, StorageError
 from tests.clients.agent.answering.devices import NOON, Turned, device_config
 from tests.clients.agent.calibrating.changed import OWN, add, classes_of, windows_of
 
+DAMAGED = "statistics-damaged"
+
 
 @pytest.fixture
 def store(state: Path) -> Iterator[Store]:
@@ -150,7 +152,7 @@ def test_in_idle_time_they_are_taken_anew_once_a_quarter_has_come(
         add(store, count, seed=seed)
         statistics.look()
         counts.append(len(turned.said("statistics.taken")))
-    assert counts == [0, 1, 2, 2, 3, 3]
+    assert counts == [0, 1, 2, 2, 3, 4]
 
 
 def test_other_settings_are_followed_in_idle_time(store: Store, base: Base, turned: Turned) -> None:
@@ -204,7 +206,7 @@ def test_a_network_without_batch_norms_is_told_once_and_nothing_is_kept(
     assert statistics.bench() is workbench(base)
 
 
-@pytest.mark.parametrize("way", ["damaged", "other-base"])
+@pytest.mark.parametrize("way", ["damaged", "cut", "other-base"])
 def test_what_is_damaged_or_of_another_base_is_the_fleets_and_told_once(
     store: Store, base: Base, turned: Turned, way: str
 ) -> None:
@@ -216,6 +218,10 @@ def test_what_is_damaged_or_of_another_base_is_the_fleets_and_told_once(
     for key in (KEPT, TAKEN):
         put_kept(store, replace(kept, base="0" * 64) if way == "other-base" else kept, key)
         value = store.state.get(key)
+        if way == "cut":
+            with store.transaction() as connection:
+                change = "UPDATE state SET value = substr(value, 1, 100) WHERE key = ?"
+                assert connection.execute(change, (key,)).rowcount == 1
         if way == "damaged":
             value["maps"] = {name: text[:-4] for name, text in value["maps"].items()}
             store.state.put(key, value)
@@ -223,9 +229,52 @@ def test_what_is_damaged_or_of_another_base_is_the_fleets_and_told_once(
         assert statistics.bench() is statistics.shared.bench
         assert statistics.taken().kept is None
     [told] = turned.said("statistics.refused")
-    assert told["reason"] == f"statistics-{way}"
+    assert told["reason"] == ("statistics-other-base" if way == "other-base" else DAMAGED)
     statistics.look()  # and they are taken anew
     assert statistics.bench() is not statistics.shared.bench
+    assert drop_kept(store)
+
+
+@pytest.mark.parametrize("value", [100.0, 1e4, 9e5])
+def test_a_single_number_far_beyond_all_others_does_not_become_the_statistics(
+    store: Store, base: Base, value: float
+) -> None:
+    add(store, 63, seed=1)
+    statistics = made(store, base)
+    statistics.refresh()
+    wanted = kept_of(store)
+    x = windows_of(1, seed=2)
+    record = base.record
+    x[0, 1, 5] = value * record.std[1] + record.mean[1]
+    store.windows.add("ben", "s", WindowBatch(np.zeros(1), np.ones(1), x), SplitRule(kind="train"))
+    statistics.refresh()
+    found = kept_of(store)
+    assert found is not None
+    assert wanted is not None
+    assert (found.windows, found.people, found.last) == (63, frozenset({"ada"}), wanted.last + 1)
+    assert found.digest == wanted.digest
+
+
+def test_movement_that_all_windows_have_is_no_fault_however_large(store: Store, base: Base) -> None:
+    x = 200 * windows_of(40)
+    batch = WindowBatch(np.arange(40.0), np.arange(40.0) + 0.5, x)
+    store.windows.add("ada", "other gain", batch, SplitRule(kind="train"))
+    made(store, base).refresh()
+    kept = kept_of(store)
+    assert kept is not None
+    assert kept.windows == 40
+
+
+def test_more_windows_wanted_than_they_are_of_leave_the_fleets(store: Store, base: Base) -> None:
+    add(store, 16, seed=1)
+    made(store, base).take()
+    more = made(store, base, own=OWN.model_copy(update={"min_windows": 40}))
+    more.look()
+    assert more.bench() is more.shared.bench
+    assert more.take().kept is None
+    add(store, 24, seed=2)
+    more.look()
+    assert more.bench() is not more.shared.bench
 
 
 def test_whoever_is_forgotten_takes_all_of_them_along_in_one_transaction(

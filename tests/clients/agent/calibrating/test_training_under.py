@@ -22,7 +22,7 @@ from clients.agent.serving.probe import normalisation_of
 from clients.agent.store import open_store
 from clients.link.records import Metrics
 from fleet.adapt.base import Base
-from fleet.continual.calibration import calibrated, calibration_of, trust_of
+from fleet.continual.calibration import Calibration, calibrated, calibration_of, trust_of
 from fleet.errors import RoundError
 from fleet.federate.releases import Release
 from fleet.federate.wire import Payload
@@ -66,6 +66,24 @@ def test_an_update_is_the_learners_own_under_the_newest_statistics(
     assert entry.detail["statistics"] == kept.digest
     plain = Learner(NAME, base, found.windows).answer_plan(message)
     assert pack_update(update) != pack_update(plain)
+
+
+def test_who_is_forgotten_while_they_are_taken_is_named_in_no_journal(
+    state: Path, turned: Turned, releases: list[Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with wearing(state, turned.world()) as wearer:
+        store = wearer.device.store
+
+        def meanwhile(*args: Any, **words: Any) -> Calibration:
+            forget(state, store, "ada")
+            return calibration_of(*args, **words)
+
+        monkeypatch.setattr("clients.agent.calibrating.statistics.calibration_of", meanwhile)
+        with pytest.raises(RoundError) as caught:
+            wearer.device.ask("train", train_message(releases[1]))
+        assert caught.value.code == "person-forgotten"
+        assert "started" not in [entry.event for entry in store.journal.entries()]
+        assert store.database.number("SELECT count(*) FROM journal_people") == 0
 
 
 def test_off_every_byte_is_that_of_a_device_that_never_had_any(

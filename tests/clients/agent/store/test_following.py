@@ -58,8 +58,9 @@ def test_windows_are_spread_over_the_newest_and_come_in_the_order_of_arrival(
     monkeypatch.setattr("clients.agent.store.following._AT_ONCE", 2)
     with opened(tmp_path) as store:
         store.windows.add("ada", "s", batch(27), TRAIN)
-        assert spread(store.database, SHAPE, most, over).start_s.tolist() == wanted
-        assert not spread(store.database, (3, 8), most, over).ids.size
+        found, spanned = spread(store.database, SHAPE, most, over)
+        assert (found.start_s.tolist(), spanned) == (wanted, min(27, over))
+        assert not spread(store.database, (3, 8), most, over)[0].ids.size
 
 
 @given(actions=ACTIONS)
