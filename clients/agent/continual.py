@@ -18,7 +18,7 @@ from torch import nn
 
 from clients.agent.continual_labels import logits_of, pseudo_labelled
 from clients.agent.continual_memory import ALARMS_KEPT, DeviceMemory, Labelled, known_of
-from clients.agent.continual_private import PrivateCore, PrivateWork, private_work, trained_alone
+from clients.agent.continual_private import PrivateCore, PrivateWork, private_work, tried_alone
 from clients.agent.learner import Learner, Windows, Workbench
 from clients.agent.watching import watched
 from fleet.adapt.attach import single_thread
@@ -145,7 +145,9 @@ class ContinualDevice:
         """
         work = self.begin_private(plan, release, fresh)
         if plan is not None and work is not None:
-            self.adopt(trained_alone(plan, release, work))
+            found = tried_alone(plan, release, work)
+            if isinstance(found, PrivateCore):  # else it keeps the core it had
+                self.adopt(found)
 
     def begin_private(
         self, plan: Plan | None, release: CoreState, fresh: Labelled

@@ -22,10 +22,11 @@ from fleet.adapt.train import batches, train
 from fleet.continual.guards import Anchor
 from fleet.continual.options import ContinualOptions
 from fleet.continual.personal import held_back
+from fleet.errors import RoundError
 from fleet.federate.records import Plan
 from fleet.seeds import generator
 
-__all__ = ["PrivateCore", "PrivateWork", "private_work", "trained_alone"]
+__all__ = ["PrivateCore", "PrivateWork", "private_work", "trained_alone", "tried_alone"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +111,16 @@ def private_work(
         plan.learning_rate * options.personal_rate,
         options.personal_anchor,
     )
+
+
+def tried_alone(plan: Plan, release: CoreState, work: PrivateWork) -> PrivateCore | RoundError:
+    """Do what :func:`trained_alone` does; a training that diverges is returned as its error."""
+    try:
+        return trained_alone(plan, release, work)
+    except RoundError as error:
+        if error.code != "training-diverged":
+            raise
+        return error
 
 
 def trained_alone(plan: Plan, release: CoreState, work: PrivateWork) -> PrivateCore:

@@ -21,6 +21,7 @@ from fleet.continual.options import ContinualOptions
 from fleet.continual.replay import Replay
 from fleet.continual.signals import Reference
 from fleet.continual.timeline import Timeline
+from fleet.errors import RoundError
 from fleet.federate.records import Plan
 from fleet.har.normalise import Normalisation
 from fleet.peft.registry import find
@@ -71,6 +72,9 @@ class Devices:
         eye: What drift detectors look with; None where nobody watches.
         probing: Whether they set windows aside to judge releases on.
         private: What trains their private cores.
+
+    Attributes:
+        diverged: Names of those whose private core did in the last round that there was.
     """
 
     timeline: Timeline
@@ -86,6 +90,7 @@ class Devices:
     trained_at: dict[int, int] = field(default_factory=dict)
     learners: dict[int, Learner] = field(default_factory=dict)
     seen: dict[int, Seen] = field(default_factory=dict)
+    diverged: list[str] = field(default_factory=list)
     _shared: tuple[Workbench, Workbench] | None = field(default=None, init=False)
 
     def present(self, period: int) -> list[int]:
@@ -228,6 +233,7 @@ class Devices:
 
     def _follow(self, trained: Sequence[int], plan: Plan, state: CoreState) -> None:
         """Train what is private to devices: together where they have the same network."""
+        self.diverged = []
         together: list[tuple[ContinualDevice, PrivateWork]] = []
         for number in trained:
             device = self.each[number]
@@ -239,7 +245,10 @@ class Devices:
             bench = self.shared(together[0][0].bench, plan.method)
             found = self.private.train(bench, plan, state, [work for _, work in together])
             for (device, _), core in zip(together, found, strict=True):
-                device.adopt(core)
+                if isinstance(core, RoundError):  # it keeps the core it had
+                    self.diverged.append(device.name)
+                else:
+                    device.adopt(core)
 
     def _look(self, number: int, period: int) -> Seen:
         since = max(self.trained_at.get(number, -1), period - LARGEST_BACKLOG)

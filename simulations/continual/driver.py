@@ -200,6 +200,8 @@ class _Going:
         labels = sum(len(devices.look(n, period).fresh) for n in trained)
         # Whoever was not drawn, or whose update was refused, keeps its labels for the next round.
         devices.close(period, trained, plan, self.chain.release.state)
+        if plan is not None and devices.diverged:
+            self.said["private_diverged"] = list(devices.diverged)
         return len(trained), labels, traffic
 
     def _enough(self, ready: int) -> bool:

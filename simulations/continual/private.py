@@ -2,7 +2,7 @@
 
 Devices that have nothing of their own but where they begin and their batch-norm statistics share
 every kernel, so the cohort network trains them as it trains a round. What it finds is what
-:func:`clients.agent.continual_private.trained_alone` finds, up to the order in which floating-point
+:func:`clients.agent.continual_private.tried_alone` finds, up to the order in which floating-point
 numbers are added.
 """
 
@@ -14,14 +14,14 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from clients.agent.continual_private import PrivateCore, PrivateWork, trained_alone
+from clients.agent.continual_private import PrivateCore, PrivateWork, tried_alone
 from clients.agent.learner import Workbench
 from fleet.adapt.attach import single_thread
 from fleet.adapt.cohort.network import CohortNetwork, attach_cohort
 from fleet.adapt.cohort.train import CHUNK_DEVICES, losses_of, train_cohort
 from fleet.adapt.cohort.work import DeviceWork
 from fleet.adapt.state import CoreState
-from fleet.errors import ModelError
+from fleet.errors import ModelError, RoundError
 from fleet.federate.records import Plan
 from fleet.peft.registry import find
 
@@ -33,17 +33,14 @@ class PrivateTraining(Protocol):
 
     def train(
         self, bench: Workbench, plan: Plan, release: CoreState, works: Sequence[PrivateWork]
-    ) -> list[PrivateCore]:
-        """Return what comes of each device's work, in order.
+    ) -> list[PrivateCore | RoundError]:
+        """Return what comes of each device's work, in order; ``training-diverged`` of one that did.
 
         Args:
             bench: What the devices share, see :meth:`~.devices.Devices.shared`.
             plan: The round's plan.
             release: Core state of the release.
             works: Of one device each, all at one learning rate and pull.
-
-        Raises:
-            RoundError: ``training-diverged``, of the first device whose training did.
         """
         ...
 
@@ -53,9 +50,9 @@ class OneByOne:
 
     def train(
         self, bench: Workbench, plan: Plan, release: CoreState, works: Sequence[PrivateWork]
-    ) -> list[PrivateCore]:
+    ) -> list[PrivateCore | RoundError]:
         """Train, see :class:`PrivateTraining`."""
-        return [trained_alone(plan, release, work) for work in works]
+        return [tried_alone(plan, release, work) for work in works]
 
 
 class Together:
@@ -66,19 +63,23 @@ class Together:
 
     def train(
         self, bench: Workbench, plan: Plan, release: CoreState, works: Sequence[PrivateWork]
-    ) -> list[PrivateCore]:
+    ) -> list[PrivateCore | RoundError]:
         """Train, see :class:`PrivateTraining`; one by one where no network takes many devices."""
         with single_thread():
             network = self._network(bench, plan, release) if len(works) > 1 else None
             if network is None:
                 return OneByOne().train(bench, plan, release, works)
             network.begin(release)
-            cores = _cores(network, plan, works)
-            checked = [n for n, work in enumerate(works) if len(work.check)]
+            found = _cores(network, plan, works)
+            cores = {n: core for n, core in enumerate(found) if isinstance(core, CoreState)}
+            checked = [n for n in cores if len(works[n].check)]
             without = losses_of(network, [_check(works[n], None) for n in checked])
             own = losses_of(network, [_check(works[n], cores[n]) for n in checked])
         helps = {n: mine < theirs for n, mine, theirs in zip(checked, own, without, strict=True)}
-        return [PrivateCore(core, helps.get(n, True)) for n, core in enumerate(cores)]
+        return [
+            PrivateCore(core, helps.get(n, True)) if isinstance(core, CoreState) else core
+            for n, core in enumerate(found)
+        ]
 
     def _network(self, bench: Workbench, plan: Plan, release: CoreState) -> CohortNetwork | None:
         key = (bench.base.digest, plan.method, plan.layout, len(bench.maps) > 0)
@@ -101,7 +102,9 @@ def _shared(bench: Workbench, plan: Plan, release: CoreState) -> CohortNetwork |
         return None
 
 
-def _cores(network: CohortNetwork, plan: Plan, works: Sequence[PrivateWork]) -> list[CoreState]:
+def _cores(
+    network: CohortNetwork, plan: Plan, works: Sequence[PrivateWork]
+) -> list[CoreState | RoundError]:
     """Train from where devices were; what a private core is, the network's start is without."""
     own = [
         DeviceWork(
@@ -121,12 +124,7 @@ def _cores(network: CohortNetwork, plan: Plan, works: Sequence[PrivateWork]) -> 
         momentum=plan.momentum,
         pull=works[0].pull,
     )
-    cores = []
-    for outcome in outcomes:
-        if isinstance(outcome, Exception):
-            raise outcome
-        cores.append(outcome[0])
-    return cores
+    return [one if isinstance(one, RoundError) else one[0] for one in outcomes]
 
 
 def _check(work: PrivateWork, core: CoreState | None) -> DeviceWork:

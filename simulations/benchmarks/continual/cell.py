@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
+
+import torch
 
 from fleet.adapt.base import save_base
 from fleet.config import RunConfig
@@ -83,7 +87,8 @@ def run_cell(
     shared = _setting(cell.scenario, _plain(cell))
     setting = replace(shared, config=cell.config(folder))
     try:
-        outcome = _outcome(cell, setting, rate)
+        with _no_denormals():
+            outcome = _outcome(cell, setting, rate)
     except StorageError:
         raise
     except FleetError as error:
@@ -116,6 +121,19 @@ def record_of(cell: Cell, report: dict[str, Any], start_classes: int) -> dict[st
         "start_classes": start_classes,
         "changes": report["changes"],
     }
+
+
+@contextmanager
+def _no_denormals() -> Iterator[None]:
+    """Take what is next to nothing for nothing, in this thread and those that it starts.
+
+    A rate that kills a network leaves numbers so small that a CPU takes four times as long.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _outcome(cell: Cell, setting: Setting, rate: float) -> dict[str, Any]:

@@ -208,8 +208,6 @@ def _place() -> dict[str, Any]:
 
 def _begin(folder: Path) -> None:
     torch.set_num_threads(1)
-    # A rate that kills a network leaves numbers so small that a CPU takes four times as long.
-    torch.set_flush_denormal(True)
     _place().update(store=Store(folder))
 
 

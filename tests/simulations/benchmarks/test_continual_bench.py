@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fleet.errors import FleetError, InputError, StorageError
 from simulations.benchmarks.continual import cell as cell_module
@@ -377,3 +378,8 @@ def test_a_cell_whose_numbers_break_is_refused_and_leaves_no_folder(
     assert record["refused"] == f"{type(error).__name__}: {error}"
     assert (record["row"], record["rate"]) == (None, 0.1)
     assert not store.run(cell, 0.1).exists()
+
+
+def test_cells_that_ran_here_leave_the_process_its_small_numbers(folder: Path) -> None:
+    assert list((folder / "cells").iterdir())
+    assert float(torch.tensor(1e-40) * 0.5) > 0
