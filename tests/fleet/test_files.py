@@ -86,7 +86,7 @@ def test_a_crash_before_the_rename_leaves_the_old_content_whole(
 def test_a_failure_after_the_rename_leaves_the_new_content_whole(
     target: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    monkeypatch.setattr(files, "_sync_directory", refusing(error))
+    monkeypatch.setattr(files, "sync_directory", refusing(error))
     with pytest.raises((StorageError, PowerCutError)):
         write_bytes(target, NEW)
     assert target.read_bytes() == NEW
