@@ -25,7 +25,7 @@ __all__ = ["Anchor", "Distil", "fisher_information", "joined_fisher"]
 
 @dataclass(frozen=True, eq=False)
 class Anchor:
-    """A spring from every entry to where it is anchored: ``strength/2 · Σ weight·(θ - anchor)²``.
+    """A pull of every entry to where it is anchored: ``strength/2 · Σ weight·(θ - anchor)²``.
 
     Without weights it is L2 to the release, the proximal term of FedProx (Li et al., "Federated
     Optimization in Heterogeneous Networks", arXiv:1812.06127, eq. 2); with Fisher information as

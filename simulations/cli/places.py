@@ -21,14 +21,12 @@ def temporary_place(prefix: str) -> Iterator[Path]:
         prefix: Of its name; short, because sockets in it have short paths.
     """
     made = Path(tempfile.mkdtemp(prefix=prefix))
+    kept = False
     try:
         yield made
-    except Interrupted:
-        shutil.rmtree(made, ignore_errors=True)
+    except Exception as error:
+        kept = not isinstance(error, Interrupted)  # nothing failed: somebody ended it
         raise
-    except Exception:
-        raise
-    except BaseException:  # nothing failed: somebody ended it
-        shutil.rmtree(made, ignore_errors=True)
-        raise
-    shutil.rmtree(made, ignore_errors=True)
+    finally:
+        if not kept:
+            shutil.rmtree(made, ignore_errors=True)

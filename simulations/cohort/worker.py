@@ -32,7 +32,7 @@ from fleet.measure.f1 import confusion
 from fleet.peft.registry import find
 from simulations.cohort.fleet import LearnerFleet, attempt
 
-__all__ = ["ChunkWorker", "springs_of"]
+__all__ = ["ChunkWorker", "pulls_of"]
 
 
 class ChunkWorker:
@@ -158,7 +158,7 @@ def _train(
             torch.from_numpy(each.windows.train_y),
             list(each.order(plan)),
             maps=each.bench.maps,
-            springs=springs_of(each, plan, state),
+            pulls=pulls_of(each, plan, state),
         )
         for each in learners
     ]
@@ -171,7 +171,7 @@ def _train(
     )
 
 
-def springs_of(learner: Learner, plan: Plan, state: CoreState) -> CoreState | None:
+def pulls_of(learner: Learner, plan: Plan, state: CoreState) -> CoreState | None:
     """Return how hard each entry of a device is pulled to where it starts; None for not at all.
 
     Args:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clients.agent.cli.own import read_store, standing_of
 from clients.agent.cli.render import DEFAULT_STATE, Format, FormatOption, StateOption, emit
 from clients.agent.config import DECISIONS_FILE, PUBLIC_KEY, DeviceConfig, load_config
 from clients.agent.decisions import DecisionLog
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from clients.agent.doctor import Finding
+    from clients.agent.serving.folder import ModelFolder
+    from clients.agent.store import Store
 
 __all__ = ["doctor", "status"]
 
@@ -41,9 +45,7 @@ def status(state: StateOption = DEFAULT_STATE, form: FormatOption = Format.table
         "run": standing(state),
         "served": _served(state),
         "releases": _trusted(config, state),
-        "personal": _personal(config, state),
-        "statistics": _statistics(config, state),
-        "store": _counts(config, state),
+        **_stored(config, state),
         "last_decision": DecisionLog(state / DECISIONS_FILE).last(),
     }
     emit(data, form, lambda console: _show_status(console, data))
@@ -122,69 +124,53 @@ def _unsigned(state: Path, keys: list[str]) -> int | None:
     return served_unsigned(state, keys)
 
 
-def _personal(config: DeviceConfig, state: Path) -> dict[str, Any] | None:
+def _stored(config: DeviceConfig, state: Path) -> dict[str, Any]:
+    """Return what the store tells; None each where there is none."""
     from clients.agent.doctor.integrity import STORE, present
 
     if not present(STORE):
-        return None
-    from clients.agent.private.summary import standing as personal_standing
-    from clients.agent.serving.folder import ModelFolder
-    from clients.agent.store.store import FILE_NAME, open_reader
-
-    if not (state / FILE_NAME).is_file():
-        return None
-    try:
-        with open_reader(state, clock=time.time) as store:
-            return personal_standing(store, ModelFolder(state), config.personal.on)
-    except FleetError:  # the row of the store says what is wrong
-        return None
-
-
-def _statistics(config: DeviceConfig, state: Path) -> dict[str, Any] | None:
-    from clients.agent.doctor.integrity import STORE, present
-
-    if not present(STORE):
-        return None
+        return {"personal": None, "statistics": None, "store": None}
     from clients.agent.calibrating.summary import standing as statistics_standing
-    from clients.agent.serving.folder import ModelFolder
-    from clients.agent.store.store import FILE_NAME, open_reader
+    from clients.agent.private.summary import standing as personal_standing
 
-    if not (state / FILE_NAME).is_file():
-        return None
+    return {
+        "personal": _own(state, personal_standing, config.personal.on),
+        "statistics": _own(state, statistics_standing, config.statistics.own),
+        "store": _counts(config, state),
+    }
+
+
+def _own(
+    state: Path, standing: Callable[[Store, ModelFolder, bool], dict[str, Any]], on: bool
+) -> dict[str, Any] | None:
     try:
-        with open_reader(state, clock=time.time) as store:
-            return statistics_standing(store, ModelFolder(state), config.statistics.own)
+        return standing_of(state, standing, on)
     except FleetError:  # the row of the store says what is wrong
         return None
 
 
 def _counts(config: DeviceConfig, state: Path) -> dict[str, Any] | None:
-    from clients.agent.doctor.integrity import STORE, present
-
-    if not present(STORE):
-        return None
-    from clients.agent.drifting.showing import shown
-    from clients.agent.store.store import FILE_NAME, open_reader
-
-    if not (state / FILE_NAME).is_file():
-        return None
     try:
-        with open_reader(state, clock=time.time) as store:
-            counts = store.windows.counts()
-            labels = sorted({label for _, label in counts if label is not None})
-            return {
-                "windows": sum(counts.values()),
-                "labelled": sum(n for (_, label), n in counts.items() if label is not None),
-                "by_label": {
-                    label: sum(n for (_, own), n in counts.items() if own == label)
-                    for label in labels
-                },
-                "bytes": store.windows.bytes(),
-                "counters": store.counters.all(),
-                "drift": shown(store, config.drift, time.time()),
-            }
+        return read_store(state, lambda store: _counted(store, config))
     except FleetError as error:
         return {"problem": error.message}
+
+
+def _counted(store: Store, config: DeviceConfig) -> dict[str, Any]:
+    from clients.agent.drifting.showing import shown
+
+    counts = store.windows.counts()
+    labels = sorted({label for _, label in counts if label is not None})
+    return {
+        "windows": sum(counts.values()),
+        "labelled": sum(n for (_, label), n in counts.items() if label is not None),
+        "by_label": {
+            label: sum(n for (_, own), n in counts.items() if own == label) for label in labels
+        },
+        "bytes": store.windows.bytes(),
+        "counters": store.counters.all(),
+        "drift": shown(store, config.drift, time.time()),
+    }
 
 
 def _show_status(console: Console, data: dict[str, Any]) -> None:
@@ -196,8 +182,7 @@ def _show_status(console: Console, data: dict[str, Any]) -> None:
         "running": standing_line(data["run"], PROGRAM),
         "key": "there" if data["has_key"] else "none: fleet-device init",
         "serves": f"release {served['number']}, {served['digest'][:12]}…" if served else "nothing",
-        "private core": _personal_line(data["personal"]),
-        "statistics": _statistics_line(data["statistics"]),
+        **_own_lines(data),
         "release key": _trust_line(data["releases"], store),
         "store": _store_line(store),
         "drift": _drift_line(store),
@@ -207,20 +192,17 @@ def _show_status(console: Console, data: dict[str, Any]) -> None:
         console.print(f"{key:<14} {value}", markup=False, soft_wrap=True)
 
 
-def _personal_line(found: dict[str, Any] | None) -> str:
-    if found is None:
-        return "none yet"
-    from clients.agent.private.summary import line
+def _own_lines(data: dict[str, Any]) -> dict[str, str]:
+    lines = {"private core": "none yet", "statistics": "none yet"}
+    if data["personal"] is not None:
+        from clients.agent.private.summary import line as personal_line
 
-    return line(found)
+        lines["private core"] = personal_line(data["personal"])
+    if data["statistics"] is not None:
+        from clients.agent.calibrating.summary import line as statistics_line
 
-
-def _statistics_line(found: dict[str, Any] | None) -> str:
-    if found is None:
-        return "none yet"
-    from clients.agent.calibrating.summary import line
-
-    return line(found)
+        lines["statistics"] = statistics_line(data["statistics"])
+    return lines
 
 
 def _trust_line(found: dict[str, Any], store: dict[str, Any] | None) -> str:

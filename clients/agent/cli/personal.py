@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clients.agent.cli.data import opened
+from clients.agent.cli.own import check_confirmed, standing_of
 from clients.agent.cli.render import DEFAULT_STATE, Format, FormatOption, StateOption, emit
 from clients.agent.config import load_config
-from fleet.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,12 +57,7 @@ def drop_(
 
     state = state.expanduser()
     load_config(state)
-    if not yes:
-        raise InputError(
-            "not-confirmed",
-            "dropping the private core cannot be taken back, so it needs a confirmation",
-            "fleet-device personal drop --yes",
-        )
+    check_confirmed(yes, "dropping the private core", "fleet-device personal drop")
     with opened(state) as store:
         dropped = drop(state, store)
     data = {"dropped": dropped, **_standing(state)}
@@ -81,14 +75,12 @@ def _switch(state: Path, form: Format, wanted: bool) -> None:
 
 def _standing(state: Path) -> dict[str, Any]:
     from clients.agent.private.summary import standing
-    from clients.agent.serving.folder import ModelFolder
-    from clients.agent.store.store import FILE_NAME, open_reader
 
-    wanted, folder = load_config(state).personal.on, ModelFolder(state)
-    if not (state / FILE_NAME).is_file():
+    wanted = load_config(state).personal.on
+    found = standing_of(state, standing, wanted)
+    if found is None:
         return {"on": wanted, "served": None, "core": None, "problem": None}
-    with open_reader(state, clock=time.time) as store:
-        return standing(store, folder, wanted)
+    return found
 
 
 def _show(console: Console, data: dict[str, Any]) -> None:

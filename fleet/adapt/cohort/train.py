@@ -46,7 +46,7 @@ def train_cohort(
         optimiser: ``sgd`` (with ``momentum``) or ``adam``.
         learning_rate: Step size.
         momentum: Of SGD.
-        pull: Strength of L2 to the network's start; losses are without it, and without the springs
+        pull: Strength of L2 to the network's start; losses are without it, and without the pulls
             of :class:`~.work.DeviceWork`.
         chunk: Devices that train together.
 
@@ -93,8 +93,8 @@ def _train_chunk(
 ) -> list[Outcome]:
     """Train devices sorted by falling number of steps: those with a step left come first."""
     network.restart(len(works), [work.ahead for work in works], [work.maps for work in works])
-    sprung = any(work.springs is not None for work in works)
-    springs = network.stacked([work.springs for work in works]) if sprung else {}
+    pulled = any(work.pulls is not None for work in works)
+    pulls = network.stacked([work.pulls for work in works]) if pulled else {}
     steps = torch.tensor([len(work.order) for work in works], device=network.place)
     moves = stepper(network.parameters, optimiser, learning_rate, momentum)
     totals = torch.zeros(len(works), dtype=torch.float64, device=network.place)
@@ -104,8 +104,8 @@ def _train_chunk(
         losses, gradients = network.gradients(*batch)
         if pull:
             network.add_pull(gradients, pull)
-        if springs:
-            network.add_pull(gradients, springs)
+        if pulls:
+            network.add_pull(gradients, pulls)
         moves.step(gradients, steps > step)
         totals[: len(running)] += losses
     # The last step's effect shows in no loss.

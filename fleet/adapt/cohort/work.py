@@ -29,7 +29,7 @@ class DeviceWork:
         ahead: How far from the network's start the device begins; None for at the start.
         maps: Scale and shift ``(channels,)`` that the device has of its own, by the place of an
             affine map in the network; where it has none, the network's.
-        springs: Strength of L2 to the network's start by entry, not negative, of its layout; beside
+        pulls: Strength of L2 to the network's start by entry, not negative, of its layout; beside
             the pull that all devices have.
     """
 
@@ -39,7 +39,7 @@ class DeviceWork:
     rows: NDArray[np.int64] | None = None
     ahead: CoreState | None = None
     maps: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    springs: CoreState | None = None
+    pulls: CoreState | None = None
 
     @property
     def visits(self) -> int:

@@ -1,4 +1,4 @@
-"""Devices with batch-norm statistics, and springs, of their own train together as they do alone."""
+"""Devices with batch-norm statistics, and pulls, of their own train together as they do alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def cohort_of(base: Base, state: CoreState) -> CohortNetwork:
     return attach_cohort(network, base.frames, state, len(SIZES), dtype=torch.float64)
 
 
-def works_of(benches: list[Workbench], springs: bool = False) -> list[DeviceWork]:
+def works_of(benches: list[Workbench], pulls: bool = False) -> list[DeviceWork]:
     works = []
     for seed, (bench, count) in enumerate(zip(benches, SIZES, strict=True)):
         order = batches(count, batch=8, epochs=2, generator=generator(0, 1, str(seed), "batches"))
@@ -56,7 +56,7 @@ def works_of(benches: list[Workbench], springs: bool = False) -> list[DeviceWork
                 labels,
                 tuple(order),
                 maps=bench.maps,
-                springs=CoreState.from_flat(layout, weights) if springs and seed else None,
+                pulls=CoreState.from_flat(layout, weights) if pulls and seed else None,
             )
         )
     return works
@@ -69,7 +69,7 @@ def alone(
     for bench, work in zip(benches, works, strict=True):
         attached = attach(bench.network, bench.base.frames, state, dtype=torch.float64)
         before = attached.state()
-        guards = [] if work.springs is None else [Anchor(state, 1.0, work.springs)]
+        guards = [] if work.pulls is None else [Anchor(state, 1.0, work.pulls)]
         result = train(
             *(attached, work.x.double(), work.y, work.order),
             optimiser="sgd",
@@ -81,23 +81,23 @@ def alone(
 
 
 @pytest.mark.parametrize("chunk", [1, 8])
-@pytest.mark.parametrize("springs", [False, True])
+@pytest.mark.parametrize("pulls", [False, True])
 @pytest.mark.parametrize("name", ["small-cnn", "t-resnet", "calanet"])
 def test_devices_with_statistics_of_their_own_train_together_as_they_do_alone(
-    name: str, springs: bool, chunk: int
+    name: str, pulls: bool, chunk: int
 ) -> None:
     base = make_base(name=name)
     state, benches = state_of(base), benches_of(base)
-    works = works_of(benches, springs)
+    works = works_of(benches, pulls)
     how = {"optimiser": "sgd", "learning_rate": 0.01}
     got = train_cohort(cohort_of(base, state), works, chunk=chunk, **how)  # type: ignore[arg-type]
     assert_alike(got, alone(benches, works, state, 0.01), 1e-9)
 
 
-def test_statistics_and_springs_move_what_is_learned() -> None:
+def test_statistics_and_pulls_move_what_is_learned() -> None:
     base = make_base()
     state, benches = state_of(base), benches_of(base)
-    kinds = [works_of(benches, springs=springs) for springs in (False, True)]
+    kinds = [works_of(benches, pulls=pulls) for pulls in (False, True)]
     kinds.append([replace(work, maps={}) for work in kinds[0]])
     ends = [
         train_cohort(cohort_of(base, state), works, optimiser="sgd", learning_rate=0.01)

@@ -11,7 +11,7 @@ from fleet.adapt.state import CoreState
 from fleet.adapt.train import Guard
 from fleet.continual.guards import Anchor, Distil
 from fleet.errors import ModelError
-from simulations.cohort.worker import springs_of
+from simulations.cohort.worker import pulls_of
 from tests.fleet.continual.bases import make_base, state_of, windows_of
 from tests.simulations.continual.test_private_training import plan_of
 
@@ -19,18 +19,18 @@ BASE = make_base()
 RELEASE = state_of(BASE)
 
 
-def springs(*guards: Guard) -> CoreState | None:
+def pulls(*guards: Guard) -> CoreState | None:
     bench, x, y = Workbench(BASE), windows_of(6), np.arange(6) % 4
     learner = Learner("a", BASE, Windows(x, y, x, y), bench=bench, guards=lambda *_: guards)
-    return springs_of(learner, plan_of(bench, RELEASE, "core+head", 0.05), RELEASE)
+    return pulls_of(learner, plan_of(bench, RELEASE, "core+head", 0.05), RELEASE)
 
 
 def test_pulls_to_the_release_add_up_entry_by_entry() -> None:
     fisher = state_of(BASE, seed=8)
-    found = springs(Anchor(RELEASE, 0.5), Anchor(RELEASE, 2.0, fisher))
+    found = pulls(Anchor(RELEASE, 0.5), Anchor(RELEASE, 2.0, fisher))
     assert found is not None
     np.testing.assert_allclose(found.flat(), 0.5 + 2.0 * fisher.flat(), rtol=1e-6)
-    assert springs() is None
+    assert pulls() is None
 
 
 @pytest.mark.parametrize(
@@ -38,5 +38,5 @@ def test_pulls_to_the_release_add_up_entry_by_entry() -> None:
 )
 def test_a_guard_that_is_no_pull_to_the_release_is_refused(guard: Guard) -> None:
     with pytest.raises(ModelError, match="but to the release") as caught:
-        springs(guard)
+        pulls(guard)
     assert caught.value.code == "cohort-guard"
