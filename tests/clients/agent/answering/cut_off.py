@@ -16,6 +16,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ KINDS: dict[str, tuple[str, bool]] = {
     "limited": ("limited", False),
 }
 """How a disk fails, and whether only once."""
+Work = Callable[[Path, int, Ack], None]
+"""Work on a device until its n-th effect, from 1 (0: to its end); say last how many there were."""
 
 
 def forked(work: Callable[[Ack], None]) -> tuple[int, list[str]]:
@@ -65,15 +68,52 @@ def forked(work: Callable[[Ack], None]) -> tuple[int, list[str]]:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), acknowledged
 
 
-def killed(folder: Path, fleet: Fleet, at: int, acknowledge: Ack) -> None:
+def killed(live: Callable[[Path, Ack], None], folder: Path, at: int, acknowledge: Ack) -> None:
     """Live until the n-th effect; a life that comes through says how many there were."""
     cut = Killed(at)
     cut.hook(pytest.MonkeyPatch())
-    Life(folder, fleet, acknowledge).live()
+    live(folder, acknowledge)
     acknowledge(f"effects {cut.count}")
 
 
-def refused(folder: Path, fleet: Fleet, kind: str, at: int, acknowledge: Ack) -> None:
+def effects_of(folder: Path, work: Work) -> int:
+    """Work to the end on a device of its own; return how many effects that has."""
+    end, acknowledged = forked(partial(work, folder, 0))
+    assert end == 0, acknowledged
+    return int(acknowledged[-1].split()[1])
+
+
+def cut_at(
+    template: Path,
+    folder: Path,
+    points: range,
+    work: Work,
+    check: Callable[[Path, list[str]], object],
+    end: int = -signal.SIGKILL,
+) -> None:
+    """Cut work off at one effect after the other, each time on a new copy of a device.
+
+    Args:
+        template: The device.
+        folder: Where its copies go, each named by the number of the effect.
+        points: Numbers of the effects; it stops behind the last that there is.
+        work: What is cut off, in a child process.
+        check: Holds a copy to its law, given what was acknowledged before.
+        end: How the child ends.
+    """
+    for at in points:
+        place = Path(shutil.copytree(template, folder / str(at)))
+        code, acknowledged = forked(partial(work, place, at))
+        assert code == end, (place, code, acknowledged)
+        try:
+            check(place, acknowledged)
+        except BaseException:
+            print(f"{place}, of {points.stop - 1}, after {acknowledged}", file=sys.stderr)
+            raise
+        shutil.rmtree(place)
+
+
+def refused(fleet: Fleet, kind: str, folder: Path, at: int, acknowledge: Ack) -> None:
     """Live while the disk fails, heal it, and do everything again without a restart."""
     how, once = KINDS[kind]
     disk = Refused(how, at, once=once)
@@ -134,32 +174,25 @@ def every(folder: Path, fleet: Fleet, kind: str, stride: int) -> dict[str, Any]:
     """Cut off at every ``stride``-th effect; return what happened."""
     template = folder / "template"
 
-    def work(place: Path, at: int) -> tuple[int, list[str]]:
-        if kind == "killed":
-            return forked(lambda acknowledge: killed(place, fleet, at, acknowledge))
-        return forked(lambda acknowledge: refused(place, fleet, kind, at, acknowledge))
+    def live(place: Path, acknowledge: Ack) -> None:
+        Life(place, fleet, acknowledge).live()
 
-    unbroken = Path(shutil.copytree(template, folder / f"{kind}-unbroken"))
-    end, acknowledged = work(unbroken, 0)
-    assert end == 0
-    effects = int(acknowledged[-1].split()[1])
+    def check(place: Path, acknowledged: list[str]) -> None:
+        assert check_after(place, fleet, acknowledged, expected) == release
+        for point in _points(kind, acknowledged):
+            points[point] = points.get(point, 0) + 1
+
+    work = partial(killed, live) if kind == "killed" else partial(refused, fleet, kind)
+    unbroken = Path(shutil.copytree(template, folder / kind / "unbroken"))
+    effects = effects_of(unbroken, work)
     expected = snapshot(unbroken, fleet)
     assert expected["update"] == oracle(unbroken, fleet)
     release = fleet.released_with([update_of(unbroken, fleet)])
     points: dict[str, int] = {}
-    for at in range(1, effects + 1, stride):
-        place = Path(shutil.copytree(template, folder / f"{kind}-{at}"))
-        end, acknowledged = work(place, at)
-        assert end == (-signal.SIGKILL if kind == "killed" else 0), (kind, at, end, acknowledged)
-        try:
-            assert check_after(place, fleet, acknowledged, expected) == release
-        except BaseException:
-            print(f"{kind}: effect {at} of {effects}, after {acknowledged}", file=sys.stderr)
-            raise
-        for point in _points(kind, acknowledged):
-            points[point] = points.get(point, 0) + 1
-        shutil.rmtree(place)
-    return {"effects": effects, "cuts": len(range(0, effects, stride)), "points": points}
+    cuts = range(1, effects + 1, stride)
+    end = -signal.SIGKILL if kind == "killed" else 0
+    cut_at(template, folder / kind, cuts, work, check, end)
+    return {"effects": effects, "cuts": len(cuts), "points": points}
 
 
 def _points(kind: str, acknowledged: list[str]) -> list[str]:

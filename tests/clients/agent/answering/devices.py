@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ import numpy as np
 
 from clients.agent.answering import Agent, World
 from clients.agent.answering.held import Held
+from clients.agent.answering.releases import WANTED
 from clients.agent.answering.world import Cadence
 from clients.agent.config import DeviceConfig
 from clients.agent.policy import Policy
@@ -83,6 +85,23 @@ def opened(state: Path, world: World, **policy: Any) -> Iterator[Device]:
         serving, config = Serving(state), [device_config(**policy)]
         agent = Agent(Held(state, store, serving, "0"), lambda: config[0], world)
         yield Device(agent, store, serving, config)
+
+
+def at_look(number: int, happens: Callable[[], object]) -> Callable[[], Readings]:
+    """Sensors that say nothing; something happens at a look at them, the first being 0."""
+    looks = itertools.count()
+
+    def read() -> Readings:
+        if next(looks) == number:
+            happens()
+        return Readings()
+
+    return read
+
+
+def cut_off_at(device: Device, release: Release) -> None:
+    """Take a release as far as a message comes that is cut off."""
+    device.store.state.put(WANTED, device.serving.take(release).name)
 
 
 def fill(state: Path, train: int = 24, held_out: int = 12, person: str = "ada") -> None:

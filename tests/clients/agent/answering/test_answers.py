@@ -25,6 +25,7 @@ from tests.clients.agent.answering.devices import (
     NAME,
     Device,
     Turned,
+    cut_off_at,
     fill,
     opened,
     release_message,
@@ -176,8 +177,7 @@ def test_a_swap_that_was_cut_off_is_finished_at_the_next_start(
     state: Path, turned: Turned, releases: list[Release]
 ) -> None:
     with opened(state, turned.world()) as device:
-        kept = device.serving.take(releases[3])
-        device.store.state.put(WANTED, kept.name)  # as far as a cut-off message came
+        cut_off_at(device, releases[3])
     with opened(state, turned.world()) as device:
         outcome = device.agent.releases.finish()
         assert outcome is not None
@@ -222,8 +222,7 @@ def test_a_release_that_is_kept_from_being_tried_is_wanted_on(
     state: Path, turned: Turned, releases: list[Release]
 ) -> None:
     with opened(state, turned.world()) as device:
-        kept = device.serving.take(releases[3])
-        device.store.state.put(WANTED, kept.name)
+        cut_off_at(device, releases[3])
         device.serving._lock_wait_s = 0.0
         with Serving(state).locked():
             for _ in range(MOST_TRIES + 1):
@@ -331,7 +330,7 @@ def test_a_release_of_another_base_or_method_is_refused(
     other = Payload(message.array, {**message.config, "base": "0" * 64})
     with pytest.raises(MismatchError) as caught:
         device.ask("query.release", other)
-    assert caught.value.code == "wrong-base"
+    assert caught.value.code == "base-missing"
     nameless = Payload(message.array, {k: v for k, v in message.config.items() if k != "method"})
     with pytest.raises(MismatchError) as caught:
         device.ask("query.release", nameless)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.clients.agent.answering.devices import (
     NAME,
     Device,
     Turned,
+    at_look,
     fill,
     opened,
     plan_of,
@@ -270,15 +272,9 @@ def test_a_training_that_was_stopped_goes_on_from_its_checkpoint_to_the_same_upd
     state: Path, turned: Turned, releases: list[Release], optimiser: str
 ) -> None:
     message = train_message(releases[1], optimiser=optimiser)
-    looks = itertools.count()
-    world = turned.world(cadence=EVERY_STEP)
-
-    def read() -> Readings:
-        if next(looks) == 3:
-            world.stopping.set()
-        return Readings()
-
-    world = turned.world(cadence=EVERY_STEP, read=read, stopping=world.stopping)
+    stopping = threading.Event()
+    read = at_look(3, stopping.set)
+    world = turned.world(cadence=EVERY_STEP, read=read, stopping=stopping)
     with opened(state, world) as device:
         with pytest.raises(RoundError) as caught:
             device.ask("train", message)
@@ -309,13 +305,7 @@ def test_a_checkpoint_on_other_windows_is_dropped(
 def test_an_update_of_a_person_who_is_forgotten_meanwhile_never_leaves(
     state: Path, turned: Turned, releases: list[Release]
 ) -> None:
-    looks = itertools.count()
-
-    def read() -> Readings:
-        if next(looks) == 2:
-            device.store.forget("ada")
-        return Readings()
-
+    read = at_look(2, lambda: device.store.forget("ada"))
     with opened(state, turned.world(read=read, cadence=EVERY_STEP), min_new_labels=0) as device:
         with pytest.raises(RoundError) as caught:
             device.ask("train", train_message(releases[1]))
@@ -327,15 +317,12 @@ def test_an_update_of_a_person_who_is_forgotten_meanwhile_never_leaves(
 def test_new_windows_under_a_forgotten_name_do_not_let_the_old_ones_update_leave(
     state: Path, turned: Turned, releases: list[Release]
 ) -> None:
-    looks = itertools.count()
+    def meanwhile() -> None:
+        device.store.forget("ada")
+        fill(state)  # as an ingest that goes on
 
-    def read() -> Readings:
-        if next(looks) == 2:
-            device.store.forget("ada")
-            fill(state)  # as an ingest that goes on
-        return Readings()
-
-    with opened(state, turned.world(read=read, cadence=EVERY_STEP), min_new_labels=0) as device:
+    world = turned.world(read=at_look(2, meanwhile), cadence=EVERY_STEP)
+    with opened(state, world, min_new_labels=0) as device:
         with pytest.raises(RoundError) as caught:
             device.ask("train", train_message(releases[1]))
         assert caught.value.code == "person-forgotten"

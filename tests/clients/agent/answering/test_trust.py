@@ -32,6 +32,7 @@ from tests.clients.agent.answering.devices import (
     NAME,
     Device,
     Turned,
+    cut_off_at,
     opened,
     release_message,
     train_message,
@@ -256,8 +257,7 @@ def test_a_swap_that_was_cut_off_is_not_finished_with_what_nobody_signed(
     state: Path, turned: Turned, releases: list[Release]
 ) -> None:
     with opened(state, turned.world()) as device:
-        kept = device.serving.take(releases[1])
-        device.store.state.put(WANTED, kept.name)
+        cut_off_at(device, releases[1])
         trust(device, state, KEY)
         device.agent.finish()
         assert device.serving.served is not None

@@ -14,26 +14,36 @@ from numpy.typing import NDArray
 from clients.agent.answering.world import World
 from clients.agent.calibrating.settings import OwnStatistics
 from clients.agent.private.settings import Personal
+from clients.agent.serving.model import DeviceModel
 from clients.agent.store import SplitRule, Store, WindowBatch
-from fleet.adapt.attach import make_frames
-from fleet.adapt.base import Base, BaseRecord
-from fleet.adapt.fold import fold
+from fleet.adapt.base import Base
 from fleet.models.config import ModelConfig
 from fleet.models.registry import build
-from tests.clients.agent.private.wearing import Wearer, worn
+from tests.clients.agent.private.wearing import ON, Wearer, worn
 from tests.clients.agent.serving.factories import (
     CHANNELS,
     LABELS,
     MEAN,
-    RATE_HZ,
     STD,
-    STRIDE,
     WINDOW,
+    base_of,
 )
 
-__all__ = ["OWN", "add", "changed", "classes_of", "trained_base", "wearing", "windows_of"]
+__all__ = [
+    "LEARN",
+    "OWN",
+    "add",
+    "changed",
+    "classes_of",
+    "kernels_of",
+    "right",
+    "trained_base",
+    "wearing",
+    "windows_of",
+]
 
 OWN = OwnStatistics(own=True, windows=128, min_windows=16)
+LEARN = ON.model_copy(update={"epochs": 3, "rate": 0.2})
 GAIN, OFFSET = np.array([0.4, 2.0, 1.6]), np.array([1.5, -1.5, 2.0])
 STEPS, RATE = 40, 0.1
 Floats = NDArray[np.float32]
@@ -71,20 +81,7 @@ def trained_base(name: str = "small-cnn", steps: int = STEPS) -> Base:
         with torch.no_grad():  # an optimiser of torch would load its compiler
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.sub_(RATE * gradient)
-    network.eval()
-    record = BaseRecord(
-        model=config,
-        labels=LABELS,
-        channels=(("acc_x", "m/s^2"), ("acc_y", "m/s^2"), ("acc_z", "m/s^2")),
-        rate_hz=RATE_HZ,
-        window=WINDOW,
-        stride=STRIDE,
-        mean=MEAN,
-        std=STD,
-        rank=2,
-    )
-    arrays = {key: np.array(value.numpy()) for key, value in network.state_dict().items()}
-    return Base(record, arrays, make_frames(fold(network), "svd", 2))
+    return base_of(network.eval(), config)
 
 
 def add(
@@ -120,3 +117,14 @@ def wearing(
     with worn(state, world, personal or Personal()) as wearer:
         changed(wearer, statistics=own)
         yield wearer
+
+
+def right(model: DeviceModel) -> float:
+    """Share of windows that came later which a model gets right."""
+    found, _ = model.predict(windows_of(200, seed=5))
+    wanted = np.array(LABELS)[classes_of(200)]
+    return float(np.mean(np.array(found) == wanted))
+
+
+def kernels_of(wearer: Wearer) -> list[Path]:
+    return sorted(wearer.device.serving.folder.own.glob("*.safetensors"))

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import sys
+from functools import partial
 from pathlib import Path
 
-import pytest
 import torch
 
 from clients.agent.answering.packing import pack_update
@@ -26,9 +25,8 @@ from clients.agent.private.removing import forget
 from clients.agent.serving.model import DeviceModel
 from clients.agent.serving.personal import personal_of
 from fleet.adapt.digest import digest_json
-from tests.clients.agent.answering.cut_off import forked
+from tests.clients.agent.answering.cut_off import cut_at, effects_of, killed
 from tests.clients.agent.answering.devices import Turned, train_message
-from tests.clients.agent.answering.disturbed import Killed
 from tests.clients.agent.answering.life import Ack
 from tests.clients.agent.calibrating.changed import add, wearing, windows_of
 from tests.clients.agent.serving.factories import chain_of
@@ -60,13 +58,10 @@ def forgotten(state: Path, acknowledge: Ack) -> None:
         acknowledge("forgotten")
 
 
-def killed(state: Path, at: int, acknowledge: Ack) -> None:
-    cut = Killed(at)
-    cut.hook(pytest.MonkeyPatch())
+def lived(state: Path, acknowledge: Ack) -> None:
     looked(state, acknowledge)
     trained(state, acknowledge)
     forgotten(state, acknowledge)
-    acknowledge(f"effects {cut.count}")
 
 
 def held(state: Path) -> tuple[str, str]:
@@ -119,20 +114,11 @@ def every(template: Path, folder: Path, stride: int, first: int = 1) -> dict[str
         release = wearer.release_digest
     assert len({release, before[1], after[1]}) == 3
     whole = {before[0], after[0], ""}, {release, before[1], after[1]}
-    code, told = forked(lambda acknowledge: killed(states[1], 0, acknowledge))
-    assert code == 0, told
-    effects = int(told[-1].split()[1])
-    for at in range(first, effects + 1, stride):
-        state = Path(shutil.copytree(template, folder / str(at)))
-        code, told = forked(lambda acknowledge, s=state, n=at: killed(s, n, acknowledge))
-        assert code == -signal.SIGKILL, (at, code, told)
-        try:
-            check_after(state, told, whole, end)
-        except BaseException:
-            print(f"effect {at} of {effects}, after {told}", file=sys.stderr)
-            raise
-        shutil.rmtree(state)
-    return {"effects": effects, "kills": len(range(first, effects + 1, stride))}
+    work, check = partial(killed, lived), partial(check_after, whole=whole, end=end)
+    effects = effects_of(states[1], work)
+    kills = range(first, effects + 1, stride)
+    cut_at(template, folder, kills, work, check)
+    return {"effects": effects, "kills": len(kills)}
 
 
 if __name__ == "__main__":

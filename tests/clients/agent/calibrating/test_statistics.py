@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,8 @@ DAMAGED = "statistics-damaged"
 
 
 @pytest.fixture
-def store(state: Path) -> Iterator[Store]:
+def store(installed: Path, tmp_path: Path) -> Iterator[Store]:
+    state = shutil.copytree(installed, tmp_path / "state")
     with open_store(state, clock=NOON.timestamp) as opened:
         yield opened
 

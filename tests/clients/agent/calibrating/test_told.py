@@ -7,7 +7,6 @@ import shutil
 import signal
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from fleet.federate.releases import Release
 from fleet.federate.wire import Payload
 from tests.clients.agent.answering.devices import NOON, Turned, device_config, train_message
 from tests.clients.agent.calibrating.changed import OWN, add, wearing
+from tests.clients.agent.private.wearing import commands
 from tests.clients.agent.test_daemon import asked, started
 
 NOTHING = Payload(np.zeros(0, np.float32), {})
@@ -75,12 +75,7 @@ def test_people_are_told_what_there_is_and_what_it_brought(state: Path, turned: 
 def test_the_command_shows_switches_and_drops(
     state: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def ask(*words: str) -> dict[str, Any]:
-        code = run([*words, "--state", str(state), "--format", "json"])
-        found: dict[str, Any] = json.loads(capsys.readouterr().out)
-        assert (code == 0) == ("data" in found), found
-        return found
-
+    ask = commands(state, capsys)
     shown = ask("statistics", "show")["data"]
     model = DeviceModel(state)
     assert (shown["on"], shown["served"]) == (True, model.digest)

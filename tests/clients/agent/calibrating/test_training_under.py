@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from clients.agent.answering.world import Cadence
 from clients.agent.calibrating.kept import drop_kept, kept_of
 from clients.agent.calibrating.settings import OwnStatistics
 from clients.agent.learner import Learner, Workbench, workbench
-from clients.agent.power.readings import Readings
 from clients.agent.private.removing import forget
 from clients.agent.serving.probe import normalisation_of
 from clients.agent.store import open_store
@@ -26,7 +25,14 @@ from fleet.continual.calibration import Calibration, calibrated, calibration_of,
 from fleet.errors import RoundError
 from fleet.federate.releases import Release
 from fleet.federate.wire import Payload
-from tests.clients.agent.answering.devices import NAME, NOON, Turned, release_message, train_message
+from tests.clients.agent.answering.devices import (
+    NAME,
+    NOON,
+    Turned,
+    at_look,
+    release_message,
+    train_message,
+)
 from tests.clients.agent.calibrating.changed import OWN, add, wearing, windows_of
 
 EVERY_STEP = Cadence(checkpoint_s=0.0, look_s=0.0)
@@ -180,36 +186,21 @@ def test_without_those_of_its_checkpoint_a_training_begins_again(
 
 def stopped(state: Path, turned: Turned, own: OwnStatistics, message: Payload) -> None:
     """Let an agent end in the middle of a training, with a checkpoint."""
-    looks = itertools.count()
-    world = turned.world(cadence=EVERY_STEP)
-
-    def read() -> Readings:
-        if next(looks) == 3:
-            world.stopping.set()
-        return Readings()
-
-    world = turned.world(cadence=EVERY_STEP, read=read, stopping=world.stopping)
+    stopping = threading.Event()
+    read = at_look(3, stopping.set)
+    world = turned.world(cadence=EVERY_STEP, read=read, stopping=stopping)
     with wearing(state, world, own) as wearer:
         with pytest.raises(RoundError) as refused:
             wearer.device.ask("train", message)
         assert refused.value.code == "agent-stopping"
-    world.stopping.clear()
 
 
 def test_an_update_under_statistics_of_somebody_who_is_forgotten_meanwhile_never_leaves(
     state: Path, turned: Turned, releases: list[Release]
 ) -> None:
-    looks = itertools.count()
-    wearers: list[Any] = []
-
-    def read() -> Readings:
-        if next(looks) == 2:
-            # No window with a label is ben's: only the statistics are.
-            forget(state, wearers[0].device.store, "ben")
-        return Readings()
-
+    # No window with a label is ben's: only the statistics are.
+    read = at_look(2, lambda: forget(state, wearer.device.store, "ben"))
     with wearing(state, turned.world(cadence=Cadence(look_s=0.0), read=read)) as wearer:
-        wearers.append(wearer)
         with pytest.raises(RoundError) as refused:
             wearer.device.ask("train", train_message(releases[1]))
         assert refused.value.code == "person-forgotten"

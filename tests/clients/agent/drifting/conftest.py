@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from clients.agent.store import Store, open_store
-from tests.clients.agent.answering.devices import NOON, Turned
+from tests.clients.agent.answering.conftest import turned
+from tests.clients.agent.answering.devices import NOON
 from tests.clients.agent.serving.conftest import base, base_file, installed, releases
 
-__all__ = ["base", "base_file", "installed", "releases"]
+__all__ = ["base", "base_file", "installed", "releases", "turned"]
 
 
 @pytest.fixture
@@ -23,8 +24,3 @@ def state(installed: Path, tmp_path: Path) -> Path:
 def store(state: Path) -> Iterator[Store]:
     with open_store(state, clock=NOON.timestamp) as opened:
         yield opened
-
-
-@pytest.fixture
-def turned() -> Turned:
-    return Turned()

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from clients.agent.drifting import watcher as module
 from clients.agent.learner import workbench
 from clients.agent.store import Store, open_store
-from tests.clients.agent.answering.cut_off import forked
+from tests.clients.agent.answering.cut_off import cut_at, effects_of, killed
 from tests.clients.agent.answering.devices import NOON
-from tests.clients.agent.answering.disturbed import Killed
 from tests.clients.agent.answering.life import Ack
 from tests.clients.agent.drifting.streams import add, watch_all, watcher_of
 from tests.clients.agent.serving.factories import LABELS, make_base
@@ -48,13 +46,9 @@ def watch(store: Store) -> None:
     watch_all(watcher_of(store, BASE, signals=SIGNALS, loss_warm_up=20))
 
 
-def looked(state: Path, at: int, acknowledge: Ack) -> None:
-    """Open the store and look until the n-th statement of it all."""
-    cut = Killed(at)
-    cut.hook(pytest.MonkeyPatch())
+def looked(state: Path, acknowledge: Ack) -> None:
     with open_store(state, clock=NOON.timestamp) as store:
         watch(store)
-    acknowledge(str(cut.count))
 
 
 def snapshot(state: Path) -> dict[str, Any]:
@@ -74,15 +68,14 @@ def main(folder: Path, stride: int) -> None:
     template = folder / "template"
     prepared(template)
     unbroken = Path(shutil.copytree(template, folder / "unbroken"))
-    code, told = forked(lambda acknowledge: looked(unbroken, 0, acknowledge))
-    assert code == 0
-    expected, statements = snapshot(unbroken), int(told[0])
-    for at in range(1, statements + 1, stride):
-        place = Path(shutil.copytree(template, folder / f"killed-{at}"))
-        code, _ = forked(lambda acknowledge, at=at, place=place: looked(place, at, acknowledge))  # type: ignore[misc]
-        assert code == -signal.SIGKILL, (at, code)
-        assert snapshot(place) == expected, at
-        shutil.rmtree(place)
+    work = partial(killed, looked)
+    statements = effects_of(unbroken, work)
+    expected = snapshot(unbroken)
+
+    def check(place: Path, _: list[str]) -> None:
+        assert snapshot(place) == expected
+
+    cut_at(template, folder, range(1, statements + 1, stride), work, check)
     shown = {name: value for name, value in expected.items() if name.startswith("drift.")}
     print(json.dumps({"statements": statements, "kept": shown}))
 

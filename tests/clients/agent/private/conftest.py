@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from fleet.federate.releases import Release
+from tests.clients.agent.answering.conftest import turned
 from tests.clients.agent.answering.devices import Turned
 from tests.clients.agent.private.wearing import Wearer, wear, worn
 from tests.clients.agent.serving.conftest import base, base_file, installed, releases
 
-__all__ = ["base", "base_file", "installed", "releases"]
+__all__ = ["base", "base_file", "installed", "releases", "turned"]
 
 
 @pytest.fixture(scope="session")
@@ -45,11 +46,6 @@ def learnt(brought: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def state(brought: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(brought, tmp_path / "state"))
-
-
-@pytest.fixture
-def turned() -> Turned:
-    return Turned()
 
 
 @pytest.fixture

@@ -12,20 +12,18 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from clients.agent.answering.world import Cadence
 from clients.agent.private.removing import forget
 from clients.agent.serving.model import DeviceModel
-from tests.clients.agent.answering.cut_off import forked
+from tests.clients.agent.answering.cut_off import cut_at, effects_of, killed
 from tests.clients.agent.answering.devices import Turned
-from tests.clients.agent.answering.disturbed import Killed
 from tests.clients.agent.answering.life import Ack
 from tests.clients.agent.private.wearing import Wearer, worn
 from tests.clients.agent.serving.factories import CHANNELS, WINDOW
@@ -47,12 +45,9 @@ def forgotten(state: Path, acknowledge: Ack) -> None:
         acknowledge("forgotten")
 
 
-def killed(state: Path, at: int, acknowledge: Ack) -> None:
-    cut = Killed(at)
-    cut.hook(pytest.MonkeyPatch())
+def lived(state: Path, acknowledge: Ack) -> None:
     looked(state, acknowledge)
     forgotten(state, acknowledge)
-    acknowledge(f"effects {cut.count}")
 
 
 def held(state: Path) -> tuple[str, str]:
@@ -107,20 +102,11 @@ def every(template: Path, folder: Path, stride: int, first: int = 1) -> dict[str
         "answers": {release, carried, after[1]},
         "release": {release},
     }
-    end, acknowledged = forked(lambda acknowledge: killed(states[1], 0, acknowledge))
-    assert end == 0, acknowledged
-    effects = int(acknowledged[-1].split()[1])
-    for at in range(first, effects + 1, stride):
-        state = Path(shutil.copytree(template, folder / str(at)))
-        end, acknowledged = forked(lambda acknowledge, s=state, n=at: killed(s, n, acknowledge))
-        assert end == -signal.SIGKILL, (at, end, acknowledged)
-        try:
-            check_after(state, acknowledged, whole, after[0])
-        except BaseException:
-            print(f"effect {at} of {effects}, after {acknowledged}", file=sys.stderr)
-            raise
-        shutil.rmtree(state)
-    return {"effects": effects, "kills": len(range(first, effects + 1, stride))}
+    work, check = partial(killed, lived), partial(check_after, whole=whole, end=after[0])
+    effects = effects_of(states[1], work)
+    kills = range(first, effects + 1, stride)
+    cut_at(template, folder, kills, work, check)
+    return {"effects": effects, "kills": len(kills)}
 
 
 def carried_digest(template: Path, folder: Path) -> str:

@@ -20,7 +20,7 @@ from clients.agent.private.worker import Worker
 from clients.agent.serving.model import DeviceModel
 from fleet.federate.releases import Release
 from tests.clients.agent.answering.devices import Turned, device_config, train_message
-from tests.clients.agent.private.wearing import ON, worn
+from tests.clients.agent.private.wearing import ON, commands, worn
 from tests.clients.agent.test_daemon import PATIENCE_S, asked, started
 
 HOUR = Cadence(private_s=3600.0)
@@ -117,12 +117,7 @@ def test_the_command_shows_switches_and_drops(
     state = Path(shutil.copytree(learnt, tmp_path / "state"))
     save_config(device_config().model_copy(update={"personal": ON}), state)
 
-    def ask(*words: str) -> dict[str, Any]:
-        code = run([*words, "--state", str(state), "--format", "json"])
-        found: dict[str, Any] = json.loads(capsys.readouterr().out)
-        assert (code == 0) == ("data" in found), found
-        return found
-
+    ask = commands(state, capsys)
     shown = ask("personal", "show")["data"]
     assert (shown["on"], shown["served"]) == (True, DeviceModel(state).digest)
     assert shown["core"]["helps"]

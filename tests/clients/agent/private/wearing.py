@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from clients.agent.answering.held import Held
 from clients.agent.answering.world import World
+from clients.agent.cli.root import run
 from clients.agent.private.cores import PrivateCores
 from clients.agent.private.settings import Personal
 from clients.agent.serving.model import DeviceModel
@@ -76,6 +79,18 @@ def worn(state: Path, world: World, personal: Personal = ON, **policy: Any) -> I
         wearer = Wearer(device, cores, state)
         wearer.set(personal)
         yield wearer
+
+
+def commands(state: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """A device's command, which returns its document: one with data where it did what it should."""
+
+    def ask(*words: str) -> dict[str, Any]:
+        code = run([*words, "--state", str(state), "--format", "json"])
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        assert (code == 0) == ("data" in found), found
+        return found
+
+    return ask
 
 
 def wear(state: Path, count: int = 80, person: str = "ada", seed: int = 0) -> None:

@@ -31,6 +31,11 @@ def make_base(seed: int = 0) -> Base:
     x = torch.randn(256, CHANNELS, WINDOW, generator=torch.Generator().manual_seed(9)) * 2
     with torch.no_grad():  # else nearly all windows are of one class
         network.get_parameter("head.bias").sub_(network(x).mean(dim=0))
+    return base_of(network, config)
+
+
+def base_of(network: torch.nn.Module, config: ModelConfig) -> Base:
+    """The base of a network that is as far as it goes, in evaluation mode."""
     record = BaseRecord(
         model=config,
         labels=LABELS,
@@ -65,7 +70,7 @@ def raw_windows(count: int, seed: int = 0) -> NDArray[np.float32]:
     """Windows in the base's units."""
     x = np.random.default_rng(seed).normal(size=(count, CHANNELS, WINDOW))
     x = x * np.array(STD)[None, :, None] * 2 + np.array(MEAN)[None, :, None]
-    return x.astype(np.float32)
+    return np.asarray(x, np.float32)
 
 
 def probabilities_of(base: Base, release: Release, windows: NDArray[np.float32]) -> torch.Tensor:
