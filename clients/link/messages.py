@@ -18,7 +18,7 @@ from clients.link import agent_pb2 as pb
 from clients.link import records as r
 from fleet.adapt.digest import little_endian
 from fleet.errors import InputError, MismatchError
-from fleet.federate.wire import Payload, Scalar
+from fleet.federate.wire import BASE_BUNDLE, LARGEST_BUNDLE_BYTES, Payload, Scalar
 
 __all__ = [
     "decode_about",
@@ -177,7 +177,7 @@ def _payload_in(message: Any) -> Payload:
         _check(field is not None, f"{key!r} has no value")
         value: Scalar = getattr(scalar, field)
         if isinstance(value, (str, bytes)):
-            _check_size(value, r.LARGEST_TEXT, f"the value of {key!r}")
+            _check_size(value, _largest(key), f"the value of {key!r}")
         config[key] = value
     item = _item_of(config)
     _check(len(message.array) % item.itemsize == 0, "the array is cut within a number")
@@ -197,9 +197,13 @@ def _scalar_out(key: str, value: Scalar) -> tuple[str, Scalar]:
     if isinstance(value, float):
         return "real", value
     if isinstance(value, (str, bytes)):
-        _check_size(value, r.LARGEST_TEXT, f"the value of {key!r}")
+        _check_size(value, _largest(key), f"the value of {key!r}")
         return ("text" if isinstance(value, str) else "raw"), value
     raise TypeError(f"{key!r} is a {type(value).__name__}, no scalar")
+
+
+def _largest(key: str) -> int:
+    return LARGEST_BUNDLE_BYTES if key == BASE_BUNDLE else r.LARGEST_TEXT
 
 
 def _metrics_out(metrics: r.Metrics) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fleet.errors import FleetError
-from fleet.federate.wire import Payload
+from fleet.federate.wire import LARGEST_BUNDLE_BYTES, Payload
 
 __all__ = [
     "LARGEST_CODE",
@@ -33,11 +33,11 @@ __all__ = [
 LINK_FORMAT = 1
 # Code of the error by which an agent lays work aside because its process ends.
 STOPPING = "agent-stopping"
-# A core state takes kilobytes; full weights of the largest backbone fit too.
-LARGEST_MESSAGE_BYTES = 8 * 2**20
+# A core state takes kilobytes; the largest base that is sent, and a state beside it, fit too.
+LARGEST_MESSAGE_BYTES = LARGEST_BUNDLE_BYTES + 8 * 2**20
 # Entries of a config.
 LARGEST_CONFIG = 256
-# Bytes of one text or of one raw value in a config; a plan is a text.
+# Bytes of one text or of one raw value in a config but a base; a plan is a text.
 LARGEST_TEXT = 256 * 2**10
 # Bytes of a key, and of a request's kind.
 LARGEST_KEY = 128

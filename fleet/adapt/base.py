@@ -28,7 +28,16 @@ from fleet.errors import MismatchError, StorageError
 from fleet.files import write_bytes
 from fleet.models.config import ModelConfig
 
-__all__ = ["Base", "BaseRecord", "load_base", "read_bundle", "save_base", "write_bundle"]
+__all__ = [
+    "Base",
+    "BaseRecord",
+    "base_of_bytes",
+    "bytes_of_base",
+    "load_base",
+    "read_bundle",
+    "save_base",
+    "write_bundle",
+]
 
 FORMAT = "corefleet.base.1"
 _FRAME = "frame:"
@@ -97,6 +106,11 @@ class Base:
 
 def save_base(base: Base, path: Path) -> None:
     """Write a base durably to one safetensors file."""
+    write_bytes(path, bytes_of_base(base))
+
+
+def bytes_of_base(base: Base) -> bytes:
+    """Return what :func:`save_base` writes; the same bytes for the same base, on every machine."""
     tensors = {_WEIGHT + name: array for name, array in base.arrays.items()}
     tensors |= {_FRAME + name: frame.array for name, frame in base.frames.items()}
     frames = {n: [f.kind, f.rank, f.groups] for n, f in sorted(base.frames.items())}
@@ -106,7 +120,7 @@ def save_base(base: Base, path: Path) -> None:
         "record": base.record.model_dump(mode="json"),
         "frames": frames,
     }
-    write_bundle(path, tensors, record)
+    return _packed(tensors, record)
 
 
 def load_base(path: Path) -> Base:
@@ -116,11 +130,28 @@ def load_base(path: Path) -> Base:
         StorageError: ``bundle-missing``, ``bundle-damaged`` or ``base-damaged``.
         MismatchError: ``bundle-format`` when the file is whole but no base.
     """
-    tensors, record = read_bundle(path, FORMAT)
+    return _base_of(*read_bundle(path, FORMAT), str(path))
+
+
+def base_of_bytes(content: bytes, name: str) -> Base:
+    """Read the content of a base's file, wherever it came from.
+
+    Args:
+        content: What :func:`bytes_of_base` returned.
+        name: What errors call it.
+
+    Raises:
+        StorageError: ``bundle-damaged`` or ``base-damaged``.
+        MismatchError: ``bundle-format``.
+    """
+    return _base_of(*_unpacked(content, FORMAT, name), name)
+
+
+def _base_of(tensors: Mapping[str, NDArray[Any]], record: dict[str, Any], name: str) -> Base:
     try:
         frames = {
-            name: Frame(kind, rank, groups, tensors[_FRAME + name])
-            for name, (kind, rank, groups) in record["frames"].items()
+            layer: Frame(kind, rank, groups, tensors[_FRAME + layer])
+            for layer, (kind, rank, groups) in record["frames"].items()
         }
         base = Base(
             BaseRecord.model_validate(record["record"]),
@@ -131,12 +162,12 @@ def load_base(path: Path) -> Base:
         )
     except (AttributeError, KeyError, TypeError, ValueError, ValidationError) as error:
         raise StorageError(
-            "base-damaged", f"{path} is no whole base: {error}", "Copy or train it again."
+            "base-damaged", f"{name} is no whole base: {error}", "Copy or train it again."
         ) from error
     if base.digest != record.get("digest"):
         raise StorageError(
             "base-damaged",
-            f"{path} carries digest {str(record.get('digest'))[:12]}…, its content has "
+            f"{name} carries digest {str(record.get('digest'))[:12]}…, its content has "
             f"{base.digest[:12]}…",
             "The file was changed or cut; copy or train it again.",
         )
@@ -145,9 +176,12 @@ def load_base(path: Path) -> Base:
 
 def write_bundle(path: Path, tensors: Mapping[str, NDArray[Any]], record: Any) -> None:
     """Write named tensors with a JSON record in the header, durably and canonically."""
+    write_bytes(path, _packed(tensors, record))
+
+
+def _packed(tensors: Mapping[str, NDArray[Any]], record: Any) -> bytes:
     contiguous = {name: little_endian(tensors[name]) for name in sorted(tensors)}
-    content = save_tensors(contiguous, metadata={"corefleet": canonical_json(record).decode()})
-    write_bytes(path, content)
+    return save_tensors(contiguous, metadata={"corefleet": canonical_json(record).decode()})
 
 
 def read_bundle(path: Path, wanted: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -167,6 +201,12 @@ def read_bundle(path: Path, wanted: str) -> tuple[dict[str, NDArray[Any]], dict[
         raise StorageError("bundle-missing", f"there is no file {path}", "") from error
     except OSError as error:
         raise StorageError("bundle-unreadable", f"{path}: {error.strerror}", "") from error
+    return _unpacked(content, wanted, str(path))
+
+
+def _unpacked(
+    content: bytes, wanted: str, name: str
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     try:
         tensors = load_tensors(content)
         (length,) = struct.unpack_from("<Q", content)
@@ -177,13 +217,13 @@ def read_bundle(path: Path, wanted: str) -> tuple[dict[str, NDArray[Any]], dict[
     except (SafetensorError, struct.error, ValueError) as error:
         raise StorageError(
             "bundle-damaged",
-            f"{path} is no whole safetensors file ({error})",
+            f"{name} is no whole safetensors file ({error})",
             "It was cut or changed; copy or make it again.",
         ) from error
     if record.get("format") != wanted:
         raise MismatchError(
             "bundle-format",
-            f"{path} holds {record.get('format', 'no Corefleet record')!s}; "
+            f"{name} holds {record.get('format', 'no Corefleet record')!s}; "
             f"this command needs {wanted}",
             "",
         )

@@ -21,15 +21,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet.adapt.base import Base, read_bundle, write_bundle
+from fleet.adapt.base import Base, base_of_bytes, read_bundle, write_bundle
 from fleet.adapt.digest import digest_json
 from fleet.adapt.state import CoreState, Layout
 from fleet.errors import MismatchError, StorageError
 from fleet.federate.aggregate import dequantise
-from fleet.federate.wire import Payload, decode_state, encode_state
+from fleet.federate.wire import BASE_BUNDLE, Payload, decode_state, encode_state
 
 __all__ = [
     "Release",
+    "base_with",
     "catch_up",
     "first_release",
     "follow",
@@ -138,6 +139,27 @@ def follow(base: Base, layout: Layout, message: Payload) -> CoreState:
                 "Install the base that the fleet uses, and train by its method.",
             )
     return decode_state(message, layout)
+
+
+def base_with(message: Payload) -> Base | None:
+    """Return the base that a message about a release brings along, None when it brings none.
+
+    Raises:
+        StorageError: ``bundle-damaged`` or ``base-damaged``.
+        MismatchError: ``wrong-bundle`` when its release is of another base; ``bundle-format``.
+    """
+    content = message.config.get(BASE_BUNDLE)
+    if content is None:
+        return None
+    base = base_of_bytes(content if isinstance(content, bytes) else b"", "the base of a message")
+    if base.digest != message.config.get("base"):
+        raise MismatchError(
+            "wrong-bundle",
+            f"a message brought base {base.digest[:12]}… with a release of base "
+            f"{str(message.config.get('base'))[:12]}…",
+            "",
+        )
+    return base
 
 
 def save_release(release: Release, path: Path) -> None:

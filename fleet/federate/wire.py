@@ -5,6 +5,8 @@
                     as the header's encoding says
     evaluate        array: a core state to judge, float32                   config: digests
     evaluation      no array                                                config: confusion counts
+    release         array: a core state to serve, float32                   config: digests, and the
+                    base's file for a device that said that it lacks the base
 
 One array costs 6 objects on Flower's wire where 48 small ones cost 100. Decoding validates once and
 refuses with a reason; nothing is ever unpickled.
@@ -27,6 +29,9 @@ from fleet.errors import MismatchError
 from fleet.federate.records import WIRE_FORMAT, Plan, UpdateHeader, problems_of
 
 __all__ = [
+    "BASE_BUNDLE",
+    "BASE_MISSING",
+    "LARGEST_BUNDLE_BYTES",
     "Payload",
     "Scalar",
     "Update",
@@ -36,9 +41,15 @@ __all__ = [
     "encode_plan",
     "encode_state",
     "encode_update",
+    "with_base",
 ]
 
 Scalar = str | int | float | bytes | bool
+BASE_MISSING = "base-missing"
+"""Code by which a device declines a release of a base that it can be sent."""
+BASE_BUNDLE = "base_bundle"
+"""Key of a message's config: the whole file of the base that its release is of, as bytes."""
+LARGEST_BUNDLE_BYTES = 16 * 2**20
 ITEM = np.dtype("<f4")
 _HEADERS: SchemaValidator = UpdateHeader.__pydantic_validator__  # type: ignore[assignment]
 
@@ -127,6 +138,24 @@ def decode_state(payload: Payload, layout: Layout) -> CoreState:
         raise MismatchError("wire-dtype", f"a packed array is float32, not {payload.array.dtype}")
     flat = payload.array
     return CoreState.from_flat(layout, flat if flat.ndim == 1 else flat.reshape(-1))
+
+
+def with_base(message: Payload, content: bytes) -> Payload:
+    """Return a message about a release together with the file of its base.
+
+    It needs no signature of its own: a release's covers the digest of its base.
+
+    Raises:
+        MismatchError: ``bundle-too-large`` beyond :data:`LARGEST_BUNDLE_BYTES`.
+    """
+    if len(content) > LARGEST_BUNDLE_BYTES:
+        raise MismatchError(
+            "bundle-too-large",
+            f"a base of at most {LARGEST_BUNDLE_BYTES} bytes goes into a message, this one has "
+            f"{len(content)}",
+            "Install it on each device: fleet-device base add FILE",
+        )
+    return Payload(message.array, {**message.config, BASE_BUNDLE: content})
 
 
 def _pack(state: CoreState) -> NDArray[np.float32]:

@@ -66,7 +66,7 @@ class Agent:
         self._queue = threading.Lock()
         self.idle = threading.Event()
         self.name = config().name
-        # Made now and not in a message's thread: torch.fx patches modules while it traces them.
+        # Made while nothing else is at work: torch.fx patches modules while it traces them.
         self._bench = workbench(held.serving.held.base)
         self.trust = Trust(held, config, world)
         self.releases = Releases(held.serving, held.store, world.say, self.trust.check)
@@ -128,6 +128,7 @@ class Agent:
             return
         self._doing = what
         try:
+            self._follow()
             yield True
         finally:
             self._doing = ""
@@ -201,12 +202,12 @@ class Agent:
         return self.training.train(plan, state, self._bench.base, latest)
 
     def _evaluate(self, request: Request) -> Metrics:
-        state = judged(request.payload, self._bench)
-        if self.trust.wanted:
-            method = str(request.payload.config.get("method"))
-            self._vouch(request)(self._held.serving.told(request.payload, method))
         with self._alone("an evaluation", self._world.cadence.busy_s):
             base = self._bench.base
+            state = judged(request.payload, self._bench)
+            if self.trust.wanted:
+                method = str(request.payload.config.get("method"))
+                self._vouch(request)(self._held.serving.told(request.payload, method))
             windows = labelled(self._held.store, base.record).windows
             counts = Learner(self.name, base, windows).evaluate(state)
         if self._config().policy.share_class_counts:
@@ -224,7 +225,7 @@ class Agent:
             vouch = self._vouch(request)
             release = self._held.serving.catch_up(request.payload, method, vouch)
             outcome = self.releases.bring(release)
-        if outcome.served is None or outcome.served.state != release.state.digest:
+        if outcome.served is None or outcome.served.name != release.name:
             raise RoundError(outcome.reason, outcome.detail)
         return self.status()
 
@@ -241,11 +242,27 @@ class Agent:
             raise RoundError("agent-busy", f"not now, because the agent is at {self._doing}")
         self._doing = what
         try:
+            self._follow()
             yield
+            self._follow()
         finally:
             self._doing = ""
             self._work.release()
             self.idle.set()
+
+    def _follow(self) -> None:
+        """Take up the base in use, where a swap has brought another one; while alone at work.
+
+        Raises:
+            StorageError: It could not be read.
+        """
+        base, before = self._held.serving.held.base, self._bench.base
+        if base.digest == before.digest:
+            return
+        self._bench = workbench(base)
+        self.statistics.follow(self._bench)
+        self._watcher.follow(self._bench)
+        self._world.say("base.changed", base=base.digest, before=before.digest)
 
     def _taken(self, wait_s: float) -> bool:
         """Wait for the end of other work; tells whether it came.

@@ -21,7 +21,7 @@ WANTED = "release.wanted"
 OUTCOME = "release.outcome"
 TRIES = "release.tries"
 # What is not worth a second try; a full disk is.
-SETTLED = ("already-served", "probe-fell", "wrong-base", "wrong-frame", "served-not-finite")
+SETTLED = ("already-served", "probe-fell", "base-missing", "wrong-frame", "served-not-finite")
 LOST = "agent-lost"
 MOST_TRIES = 3
 """A release at which the process ended so often (killed for memory, say) is given up."""

@@ -83,13 +83,17 @@ class Trust:
             InputError: As :meth:`vouch`.
         """
         keys = pinned_keys(self._config(), self._held.state)
-        if keys and release.moved and release.signed_by not in keys:
+        if keys and self._moved(release) and release.signed_by not in keys:
             raise _unsigned(release, keys)
+
+    def _moved(self, release: KeptRelease) -> bool:
+        """Tell whether a release is anything but the base that the owner gave the device."""
+        return release.moved or not self._held.serving.held.bases.is_first(release.base)
 
     def _verified(
         self, release: KeptRelease, proof: Proof | None, keys: Mapping[str, bytes]
     ) -> KeptRelease:
-        if not release.moved:
+        if not self._moved(release):
             return release
         if proof is None:
             stored = self._held.serving.stored(release)

@@ -97,9 +97,13 @@ class Statistics:
         self, store: Store, bench: Workbench, config: Callable[[], DeviceConfig], world: World
     ) -> None:
         self._store = store
-        self._shared = bench
         self._config = config
         self._world = world
+        self.follow(bench)
+
+    def follow(self, bench: Workbench) -> None:
+        """Take statistics of another base from now on; those of the one before are void."""
+        self._shared = bench
         model = bench.base.record.model
         self._shape = (model.channels, model.window)
         self._made: tuple[str, Workbench] = ("", bench)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from clients.agent.cli.own import check_confirmed
 from clients.agent.cli.render import DEFAULT_STATE, Format, FormatOption, StateOption, emit, note
 from fleet.errors import InputError
 
@@ -86,12 +87,7 @@ def forget(
     answers at once. Updates that the server has already are listed: only its operator can act on
     them.
     """
-    if not yes:
-        raise InputError(
-            "not-confirmed",
-            f"forgetting {person!r} cannot be taken back, so it needs a confirmation",
-            f"fleet-device forget {person} --yes",
-        )
+    check_confirmed(yes, f"forgetting {person!r}", f"fleet-device forget {person}")
     from clients.agent.private.removing import forget as forget_everywhere
 
     folder = state.expanduser()
@@ -173,10 +169,10 @@ def _label_rows(store: Store, rows: list[Row], person: str, author: str) -> int:
 
 def _check_known(folder: Path, labels: set[str]) -> None:
     """Refuse labels that training would leave out, before somebody has typed a day's worth."""
-    from clients.agent.config import load_config
+    from clients.agent.serving.folder import ModelFolder
     from fleet.adapt.base import load_base
 
-    path = load_config(folder).base_path(folder)
+    path = ModelFolder(folder).base_in_use()
     known = load_base(path).record.labels if path.is_file() else ()
     strange = sorted(label for label in labels if label.strip() and label not in known)
     if known and strange:

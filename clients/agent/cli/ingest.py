@@ -184,6 +184,7 @@ def _spec(folder: Path, time_column: str, split: str) -> IntakeSpec:
     from clients.agent.config import load_config
     from clients.agent.intake import spec_of
     from clients.agent.intake.spec import TIME_UNITS
+    from clients.agent.serving.folder import ModelFolder
     from fleet.adapt.base import load_base
 
     column, _, unit = time_column.rpartition(":") if ":" in time_column else (time_column, "", "s")
@@ -194,7 +195,7 @@ def _spec(folder: Path, time_column: str, split: str) -> IntakeSpec:
     config = load_config(folder)
     intake = config.intake
     return spec_of(
-        load_base(config.base_path(folder)).record,
+        load_base(ModelFolder(folder).base_in_use()).record,
         columns=intake.channels,
         units=intake.units,
         axes=intake.axes,

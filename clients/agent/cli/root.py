@@ -40,6 +40,7 @@ class Verb:
 
 
 COMMANDS: Mapping[str, Verb] = {
+    "base": Verb("clients.agent.cli.base:base", "List the bases held, or add one."),
     "doctor": Verb("clients.agent.cli.health:doctor", "Check the device; each problem with a fix."),
     "drift": Verb("clients.agent.cli.drift:drift", "Show what drift detectors have seen."),
     "enroll": Verb("clients.agent.cli.setup:enroll", "Print what the operator registers."),

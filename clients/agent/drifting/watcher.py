@@ -67,12 +67,16 @@ class Watcher:
         self, store: Store, bench: Workbench, config: Callable[[], DeviceConfig], world: World
     ) -> None:
         self._store = store
-        self._bench = bench
         self._config = config
         self._world = world
+        self._told: set[tuple[str, str]] = set()
+        self.follow(bench)
+
+    def follow(self, bench: Workbench) -> None:
+        """Watch by another base from the next step on; what was kept of the one before is void."""
+        self._bench = bench
         model = bench.base.record.model
         self._shape = (model.channels, model.window)
-        self._told: set[tuple[str, str]] = set()
 
     def step(self) -> bool:
         """Show each detector its next windows, at most :data:`BATCH_WINDOWS`.

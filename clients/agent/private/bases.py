@@ -29,7 +29,7 @@ def keep_base(folder: ModelFolder, base: Base) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             try:
-                os.link(folder.base, path)
+                os.link(_held(folder, base.digest), path)
             except OSError:  # a file system without links
                 save_base(base, path)
     except OSError as error:
@@ -53,6 +53,11 @@ def base_before(folder: ModelFolder, digest: str) -> Base | None:
         base = load_base(_file(folder, digest))
         return base if base.digest == digest else None
     return None
+
+
+def _held(folder: ModelFolder, digest: str) -> Path:
+    later = folder.base_file(digest)
+    return later if later.exists() else folder.base
 
 
 def _file(folder: ModelFolder, digest: str) -> Path:

@@ -81,7 +81,7 @@ class PrivateCores:
         self._serving = held.serving
         self._config = config
         self._world = world
-        self._statistics = agent.statistics
+        self._statistics = agent.statistics  # it follows the agent to another base
         self._judge = Judge(held.store, self._held, config)
         self._shelf = Shelf(held.serving, held.store, config)
         self._again = float("-inf")
@@ -138,7 +138,7 @@ class PrivateCores:
         served = self._serving.served
         if served is None or not (served.number or self._config().statistics.own):
             return None
-        bare = KeptRelease.bare(self._held.base)
+        bare = KeptRelease.bare(self._held.bases.first)
         return bare if served.name == bare.name else self._held.kept(served.name)
 
     def _read(self, release: KeptRelease) -> _Found:

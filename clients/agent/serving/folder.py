@@ -6,7 +6,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,7 @@ _LOCK_PAUSE_S = 0.02
 _STARTING = "starting"
 _MAX_POINTER_BYTES = 4096
 _SUFFIX = ".safetensors"
+_BASE_DIGITS = 16
 _NAME = re.compile(r"^[0-9]{6,}-[0-9a-f]{16}$")
 
 
@@ -47,6 +48,7 @@ class ModelFolder:
     def __init__(self, state_dir: Path) -> None:
         self.path = Path(state_dir) / "model"
         self.base = self.path / "base.safetensors"
+        self.bases = self.path / "bases"
         self.releases = self.path / "releases"
         self.served = self.path / "served"
         self.own = self.path / "own"
@@ -66,6 +68,19 @@ class ModelFolder:
             raise StorageError(
                 "folder-failed", f"{self.path} could not be made: {error.strerror}", ""
             ) from error
+
+    def base_file(self, digest: str) -> Path:
+        """Return where a base that came later than the first lies."""
+        return self.bases / f"{digest[:_BASE_DIGITS]}{_SUFFIX}"
+
+    def base_files(self) -> list[Path]:
+        """Return the files of the bases that came later than the first, by name."""
+        return sorted(self.bases.glob(f"*{_SUFFIX}"))
+
+    def base_in_use(self) -> Path:
+        """Return the file of the base that what is served is of."""
+        current = self.readable_pointer(CURRENT)
+        return self.base_file(current.base) if current is not None and current.base else self.base
 
     def release_file(self, name: str) -> Path:
         """Return where a release's core state lies."""
@@ -137,7 +152,7 @@ class ModelFolder:
         """
         swept = [
             path
-            for folder in (self.path, self.releases, self.served, self.own)
+            for folder in (self.path, self.bases, self.releases, self.served, self.own)
             for path in folder.glob(".*.tmp")
         ]
         # Without a readable pointer nobody knows what is old.
@@ -154,6 +169,17 @@ class ModelFolder:
         old = [name for name in self.release_names()[:-keep] if name not in spared]
         for name in old:
             self.release_file(name).unlink(missing_ok=True)
+
+    def sweep_bases(self, spared: Collection[str]) -> None:
+        """Remove the bases that came later than the first, but for the ``spared`` digests.
+
+        The newest stays too: what it was sent or added for may be still to come.
+        """
+        files = sorted(self.base_files(), key=lambda path: path.stat().st_mtime_ns)
+        kept = {self.base_file(digest) for digest in spared} | set(files[-1:])
+        for path in files:
+            if path not in kept:
+                path.unlink(missing_ok=True)
 
     def starts_begun(self, name: str) -> int:
         """Note one more start-up with ``name`` and return how many never ended, this one included.

@@ -1,14 +1,11 @@
-"""What a device holds: the immutable base, and the releases it can merge from it."""
+"""What a device holds: immutable bases, and the releases that it can merge from them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from numpy.typing import NDArray
-from torch import nn
-
+from clients.agent.serving.bases import Bases
 from clients.agent.serving.folder import ModelFolder
 from clients.agent.serving.kept import KeptRelease, load_kept
 from clients.agent.serving.whole import (
@@ -18,19 +15,17 @@ from clients.agent.serving.whole import (
     pointer_to,
     save_served,
 )
-from fleet.adapt.base import Base, load_base, save_base
+from fleet.adapt.base import Base
 from fleet.adapt.digest import digest_json
 from fleet.adapt.fold import norms_behind
 from fleet.adapt.merge import merge
-from fleet.adapt.network import folded_network, parameters_of, raw_network
+from fleet.adapt.network import raw_network
 from fleet.adapt.state import Layout
 from fleet.continual.calibration import Calibration, absorbed
-from fleet.errors import FleetError, InputError, MismatchError, StorageError
+from fleet.errors import FleetError, InputError, MismatchError
 from fleet.peft.registry import find
 
 __all__ = ["Held", "state_under"]
-
-_Folded = tuple[nn.Module, Mapping[str, NDArray[Any]]]
 
 
 def state_under(state: str, calibration: Calibration | None) -> str:
@@ -39,48 +34,38 @@ def state_under(state: str, calibration: Calibration | None) -> str:
 
 
 class Held:
-    """Base and kept releases of one device; whoever writes holds the folder's lock.
+    """Bases and kept releases of one device; whoever writes holds the folder's lock.
 
     Args:
         folder: The model folder.
+
+    Attributes:
+        bases: The bases.
     """
 
     def __init__(self, folder: ModelFolder) -> None:
         self._folder = folder
-        self._loaded: tuple[Base, _Folded] | None = None
+        self.bases = Bases(folder)
         self._layers: tuple[str, Mapping[str, str]] = ("", {})
 
     @property
     def base(self) -> Base:
-        """The installed base, read and verified once.
+        """The base in use: that of what is served, or the first.
 
         Raises:
             StorageError: ``no-base`` or ``base-damaged``.
         """
-        return self._opened()[0]
+        return self.bases.in_use().base
 
-    def layout(self, method: str) -> Layout:
-        """Return the layout of what ``method`` trains on this base."""
-        base, (network, _) = self._opened()
-        return find(method).layout(network, base.frames)
-
-    def install(self, base: Base) -> None:
-        """Write the base unless it is there.
+    def layout(self, method: str, base: Base | None = None) -> Layout:
+        """Return the layout of what ``method`` trains on a base; None for the one in use.
 
         Raises:
-            StorageError: When it could not be written.
-            MismatchError: ``other-base`` when another one is there.
+            MismatchError: ``base-missing``.
+            InputError: ``unknown-method``.
         """
-        if not self._folder.base.exists():
-            save_base(base, self._folder.base)
-            self._loaded = None
-        elif base.digest != self.base.digest:
-            own = self.base.digest
-            raise MismatchError(
-                "other-base",
-                f"this device is set up with base {own[:12]}…, not {base.digest[:12]}…",
-                "Use another state directory; a device keeps its base for life.",
-            )
+        opened = self.bases.in_use() if base is None else self.bases.opened(base.digest)
+        return find(method).layout(opened.network, opened.base.frames)
 
     def kept(self, wanted: int | str) -> KeptRelease:
         """Read a kept release by number, or by the beginning of its name.
@@ -90,7 +75,7 @@ class Held:
             StorageError: When its file is damaged.
         """
         if wanted in (0, "0"):
-            return KeptRelease.bare(self.base)
+            return KeptRelease.bare(self.bases.first)
         names = self._folder.release_names()
         if str(wanted).isdigit():
             found = [name for name in names if int(name.split("-")[0]) == int(wanted)]
@@ -121,18 +106,20 @@ class Held:
             calibration: The device's own statistics, which go into the kernels; None for none.
 
         Raises:
-            MismatchError: ``wrong-base``, ``wrong-frame``, or why it cannot be merged or served.
+            MismatchError: ``base-missing``, ``wrong-frame``, or why it cannot be merged or served.
             StorageError: When it could not be written, or not read back.
         """
         self.check_fits(release)
-        base, (_, parameters) = self._opened()
-        moved = merge(parameters, base.frames, release.state)
+        opened = self.bases.opened(release.base)
+        base = opened.base
+        moved = merge(opened.parameters, base.frames, release.state)
         if calibration is not None:
-            moved = absorbed(moved, calibration, self._layers_before())
+            moved = absorbed(moved, calibration, self._layers_before(base))
         check_finite(moved, release.name)
         pointer = pointer_to(release, moved)
         state = state_under(pointer.state, calibration)
-        pointer = pointer.model_copy(update={"state": state})
+        later = "" if self.bases.is_first(base.digest) else base.digest
+        pointer = pointer.model_copy(update={"state": state, "base": later})
         named = self._folder.served_file(pointer.name)
         path = named if folder is None else folder / named.name
         try:
@@ -142,45 +129,27 @@ class Held:
         return open_served(path, pointer)
 
     def check_fits(self, release: KeptRelease) -> None:
-        """Refuse what is not of this base.
+        """Refuse what is of no base that the device holds.
 
         Raises:
-            MismatchError: ``wrong-base``, ``wrong-frame`` or ``state-not-finite``.
+            MismatchError: ``base-missing``, ``wrong-frame`` or ``state-not-finite``.
         """
-        own = self.base
-        for what, mine, its in (
-            ("base", own.digest, release.base),
-            ("frame", own.frame_digest, release.frame),
-        ):
-            if mine != its:
-                raise MismatchError(
-                    f"wrong-{what}",
-                    f"release {release.number} is of {what} {its[:12]}…, this device has "
-                    f"{mine[:12]}…",
-                    "Install the base that the fleet uses.",
-                )
+        own = self.bases.opened(release.base).base.frame_digest
+        if own != release.frame:
+            raise MismatchError(
+                "wrong-frame",
+                f"release {release.number} is of frame {release.frame[:12]}…, its base has "
+                f"{own[:12]}…",
+                "Install the base that the fleet uses.",
+            )
         if not release.state.finite:
             raise MismatchError(
                 "state-not-finite", f"release {release.number} holds NaN or infinity"
             )
 
-    def _layers_before(self) -> Mapping[str, str]:
+    def _layers_before(self, base: Base) -> Mapping[str, str]:
         """Return, by each batch norm's name, the convolution that it folded into."""
-        base = self.base
         if self._layers[0] != base.digest:
             behind = norms_behind(raw_network(base))
             self._layers = base.digest, {norm: layer for layer, norm in behind.items()}
         return self._layers[1]
-
-    def _opened(self) -> tuple[Base, _Folded]:
-        if self._loaded is None:
-            if not self._folder.base.exists():
-                raise StorageError(
-                    "no-base",
-                    f"there is no base in {self._folder.path}",
-                    "Install one: fleet-device init --base FILE",
-                )
-            base = load_base(self._folder.base)
-            network = folded_network(base)
-            self._loaded = base, (network, parameters_of(network))
-        return self._loaded

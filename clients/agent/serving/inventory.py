@@ -14,10 +14,9 @@ from clients.agent.serving.whole import open_served
 from fleet.adapt.base import load_base
 from fleet.adapt.digest import digest_arrays
 from fleet.adapt.merge import merge
-from fleet.adapt.network import folded_network, parameters_of
 from fleet.errors import FleetError, StorageError
 
-__all__ = ["Check", "ReleaseRow", "list_releases", "verify"]
+__all__ = ["BaseRow", "Check", "ReleaseRow", "list_bases", "list_releases", "verify"]
 
 
 class ReleaseRow(BaseModel):
@@ -44,11 +43,35 @@ class ReleaseRow(BaseModel):
     problem: str = ""
 
 
+class BaseRow(BaseModel):
+    """One base that a device holds.
+
+    Args:
+        digest: Its digest; empty when the file is damaged.
+        file: Name of its file.
+        model: The backbone.
+        classes: How many it knows.
+        use: ``in use``, that of what is served; ``first``, the one that the device was set up
+            with, when it is another; or empty.
+        problem: Why it cannot be used; empty when it can.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    digest: str = ""
+    file: str
+    model: str = ""
+    classes: int = 0
+    use: str = ""
+    problem: str = ""
+
+
 class Check(BaseModel):
     """One file that was verified.
 
     Args:
-        what: ``base``, ``current``, ``last-good``, ``personal`` or a release's name.
+        what: ``base``, ``base DIGEST`` of a later one, ``current``, ``last-good``, ``personal`` or
+            a release's name.
         digest: Digest of what it holds; empty when that could not be read.
         problem: What is wrong; empty when it is whole.
     """
@@ -58,6 +81,23 @@ class Check(BaseModel):
     what: str
     digest: str = ""
     problem: str = ""
+
+
+def list_bases(serving: Serving) -> list[BaseRow]:
+    """Return the bases that a device holds, the first before the later ones."""
+    folder = serving.folder
+    in_use, rows = folder.base_in_use(), []
+    for path in [folder.base, *folder.base_files()]:
+        use = "in use" if path == in_use else "first" if path == folder.base else ""
+        try:
+            base = load_base(path)
+        except FleetError as error:
+            rows.append(BaseRow(file=path.name, use=use, problem=error.message))
+            continue
+        model = base.record.model
+        row = BaseRow(digest=base.digest, file=path.name, model=model.name, use=use)
+        rows.append(row.model_copy(update={"classes": model.classes}))
+    return rows
 
 
 def list_releases(serving: Serving) -> list[ReleaseRow]:
@@ -96,18 +136,19 @@ def verify(serving: Serving) -> list[Check]:
     A served model is also compared with its release merged anew from the base.
     """
     folder = serving.folder
-    checks = [_base(folder.base)]
+    checks = [_base("base", folder.base)]
+    checks += [_base(f"base {path.stem}", path) for path in folder.base_files()]
     checks += [_served(serving, which) for which in (CURRENT, LAST_GOOD)]
     checks.append(_own(serving))
     checks += [_release(folder.release_file(name)) for name in folder.release_names()]
     return [check for check in checks if check.digest or check.problem]
 
 
-def _base(path: Path) -> Check:
+def _base(what: str, path: Path) -> Check:
     try:
-        return Check(what="base", digest=load_base(path).digest)
+        return Check(what=what, digest=load_base(path).digest)
     except FleetError as error:
-        return Check(what="base", problem=error.message)
+        return Check(what=what, problem=error.message)
 
 
 def _served(serving: Serving, which: str) -> Check:
@@ -119,8 +160,9 @@ def _served(serving: Serving, which: str) -> Check:
         open_served(folder.served_file(pointer.name), pointer)
         kept = folder.release_file(pointer.name)
         if kept.exists():
-            base = serving.held.base
-            moved = merge(parameters_of(folded_network(base)), base.frames, load_kept(kept).state)
+            release = load_kept(kept)
+            opened = serving.held.bases.opened(release.base)
+            moved = merge(opened.parameters, opened.base.frames, release.state)
             anew = digest_arrays(moved)
             if anew != pointer.digest:
                 raise StorageError(

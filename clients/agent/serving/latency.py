@@ -59,7 +59,7 @@ def measure(state_dir: Path, *, repeats: int = 200, windows: int = 1) -> Latency
         StorageError: When there is no base, or nothing to serve.
     """
     folder = ModelFolder(state_dir)
-    base = load_base(folder.base)
+    base = load_base(folder.base_in_use())
     whole = open_best(folder).whole
     networks = [whole.network, direct(folded_network(base)), raw_network(base)]
     model = base.record.model

@@ -207,7 +207,8 @@ class DeviceModel:
 
     def _global(self, release: Pointer) -> _Answering:
         now = self._answering
-        if now.own is None and now.whole.pointer.digest == release.digest:
+        same = (release.digest, release.base)
+        if now.own is None and (now.whole.pointer.digest, now.whole.pointer.base) == same:
             return _Answering(release, now.whole)
         whole = open_served(self._folder.served_file(release.name), release)
         return _Answering(release, self._placed(whole))

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from clients.agent.serving.records import ProbeReading
+from clients.agent.serving.whole import Whole
 from fleet.adapt.base import BaseRecord
 from fleet.adapt.train import predict
 from fleet.errors import InputError
@@ -68,16 +68,15 @@ def normalisation_of(about: BaseRecord) -> Normalisation:
     return Normalisation(np.array(about.mean, np.float32), np.array(about.std, np.float32))
 
 
-def judge(
-    probe: Probe | None, about: BaseRecord, before: nn.Module, after: nn.Module
-) -> ProbeReading:
-    """Compare two networks on a probe.
+def judge(probe: Probe | None, before: Whole, after: Whole) -> ProbeReading:
+    """Compare two models on a probe.
 
     Args:
-        probe: None when the device has no labelled windows.
-        about: The base's record; its window must be the probe's.
+        probe: None when the device has no labelled windows. Its windows are normalised as
+            ``before`` asks.
         before: What is served now.
-        after: What is to be served.
+        after: What is to be served, of the same windows and classes; also of another base, which
+            may normalise otherwise and have further classes.
 
     Raises:
         InputError: ``probe-shape`` when the windows are not the base's.
@@ -89,15 +88,31 @@ def judge(
     if count < max(probe.min_windows, 1):
         note = f"skipped: {count} labelled windows, {probe.min_windows} are needed"
         return ProbeReading(windows=count, margin=probe.margin, note=note)
+    about = after.about
     if probe.x.shape[1:] != (about.model.channels, about.model.window):
         raise InputError(
             "probe-shape",
             f"the base takes windows ({about.model.channels}, {about.model.window}), the probe's "
             f"are {probe.x.shape[1:]}",
         )
-    x = torch.from_numpy(np.ascontiguousarray(probe.x, np.float32))
+    classes = max(len(before.about.labels), len(about.labels))
     scores = [
-        macro_f1_present(confusion(probe.y, predict(network, x), len(about.labels)))
-        for network in (before, after)
+        macro_f1_present(confusion(probe.y, predict(whole.network, x), classes))
+        for whole, x in (
+            (before, _windows(probe.x)),
+            (after, _windows(_normalised_as(probe.x, before.about, about))),
+        )
     ]
     return ProbeReading(windows=count, margin=probe.margin, before=scores[0], after=scores[1])
+
+
+def _normalised_as(x: NDArray[np.float32], now: BaseRecord, new: BaseRecord) -> NDArray[np.float32]:
+    if (now.mean, now.std) == (new.mean, new.std):
+        return x
+    before = normalisation_of(now)
+    raw = x * before.std[None, :, None] + before.mean[None, :, None]
+    return normalisation_of(new).apply(raw.astype(np.float32))
+
+
+def _windows(x: NDArray[np.float32]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(x, np.float32))

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 __all__ = ["PersonalPointer", "Pointer", "ProbeReading", "Promotion", "Recovery", "release_name"]
 
@@ -34,12 +40,19 @@ class Pointer(_Record):
         digest: Digest of the merged dense kernels: the same on every device that serves it.
         release: The release's own digest as the server publishes it; empty when the device got the
             state alone.
+        base: Digest of the base that it is of; empty for the one that the device was set up with.
     """
 
     number: int = Field(ge=0)
     state: str = Field(pattern=_DIGEST)
     digest: str = Field(pattern=_DIGEST)
     release: str = ""
+    base: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+
+    @model_serializer(mode="wrap")
+    def _without_first(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Earlier versions, which knew no other base, go on reading what is of the first.
+        return {k: v for k, v in whole(self).items() if k != "base" or v}
 
     @property
     def name(self) -> str:

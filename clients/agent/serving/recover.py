@@ -48,7 +48,9 @@ def _recovered(
             last_good = None
         current = None
     for which, pointer in ((CURRENT, current), (LAST_GOOD, last_good)):
-        if pointer is not None and _whole(folder, pointer, which, problems) is not None:
+        if pointer is None or not _based(serving, pointer, problems):
+            continue
+        if _whole(folder, pointer, which, problems) is not None:
             if which == CURRENT:
                 return Recovery(source="current", served=pointer, cleared=cleared)
             _point(folder, pointer, problems)
@@ -61,7 +63,7 @@ def _recovered(
 
 
 def _base(serving: Serving, problems: list[str], cleared: tuple[str, ...]) -> Recovery:
-    base = serving.held.base
+    base = serving.held.bases.first
     try:
         whole = serving.held.merged(KeptRelease.bare(base))
     except FleetError as error:
@@ -69,6 +71,20 @@ def _base(serving: Serving, problems: list[str], cleared: tuple[str, ...]) -> Re
         return Recovery(source="memory", served=whole_base(base).pointer, cleared=cleared)
     swapped = _point(serving.folder, whole.pointer, problems)
     return Recovery(source="base" if swapped else "memory", served=whole.pointer, cleared=cleared)
+
+
+def _based(serving: Serving, pointer: Pointer, problems: list[str]) -> bool:
+    """Tell whether the base is there of which a pointer is; without it nothing could be trained.
+
+    The server sends it along when it has the device serve that release again.
+    """
+    try:
+        if pointer.base:
+            serving.held.bases.opened(pointer.base)
+    except FleetError as error:
+        problems.append(f"release {pointer.number}: {error.message}")
+        return False
+    return True
 
 
 def _merged_again(serving: Serving, pointer: Pointer, problems: list[str]) -> Whole | None:

@@ -23,7 +23,7 @@ from clients.agent.serving.whole import Found, open_best
 from fleet.adapt.base import load_base
 from fleet.errors import FleetError, InputError, StorageError
 from fleet.federate.records import Plan
-from fleet.federate.releases import Release
+from fleet.federate.releases import Release, base_with
 from fleet.federate.wire import Payload, decode_state
 
 __all__ = ["KEEP_RELEASES", "Serving"]
@@ -66,18 +66,18 @@ class Serving:
         return self.folder.readable_pointer(LAST_GOOD)
 
     def install_base(self, path: Path) -> Promotion:
-        """Copy a base into the state directory, once, and serve it.
+        """Copy the first base into the state directory, once, and serve it.
 
         Doing it again with the same base changes nothing but what was cut off the first time.
 
         Raises:
             StorageError: When ``path`` is no whole base, or it could not be written or served.
-            MismatchError: ``other-base`` when another base is installed; a base is immutable.
+            MismatchError: ``other-base`` when another one was first; see :meth:`add_base`.
         """
         base = load_base(path)
         self.folder.make()
         with self.locked():
-            self.held.install(base)
+            self.held.bases.install(base)
             if self.served is None:
                 outcome = self._promote(KeptRelease.bare(base), None)
                 if outcome.served is None:
@@ -85,11 +85,26 @@ class Serving:
                 return outcome
         return self._unchanged(KeptRelease.bare(base), "already-installed")
 
+    def add_base(self, path: Path) -> bool:
+        """Keep a further base, so that a release of it need not bring it; tells whether it is new.
+
+        Nothing is served of it before such a release is. It goes again once another base was
+        kept and no kept release is of it.
+
+        Raises:
+            StorageError: When ``path`` is no whole base, or it could not be written.
+            MismatchError: ``base-unlike`` when it cannot take the place of the one in use.
+        """
+        base = load_base(path)
+        self.held.bases.try_on(base)
+        with self.locked():
+            return self.held.bases.keep(base.digest)
+
     def take(self, release: Release) -> KeptRelease:
         """Keep a whole release; it is served only once it is promoted.
 
         Raises:
-            MismatchError: ``wrong-base``, ``wrong-frame`` or ``state-not-finite``.
+            MismatchError: ``base-missing``, ``wrong-frame`` or ``state-not-finite``.
             StorageError: When it could not be written.
         """
         return self._take(KeptRelease.of_release(release))
@@ -98,23 +113,30 @@ class Serving:
         """Keep what a catch-up message brings: one core-sized array, whatever was missed.
 
         Args:
-            message: The message.
+            message: The message; it may bring the base of its release along.
             method: What was trained.
-            vouch: Verifies whose the release is before it is kept; raises when it may not be.
+            vouch: Verifies whose the release is before anything is kept; raises when it may not
+                be. A release's signature covers its base's digest.
 
         Raises:
-            MismatchError: When the message is for another base, frame, layout or wire format.
+            MismatchError: ``base-missing``, ``base-unlike`` or ``wrong-bundle``; when the message
+                is for another frame, layout or wire format.
             StorageError: When it could not be written.
         """
         return self._take(vouch(self.told(message, method)))
 
     def told(self, message: Payload, method: str) -> KeptRelease:
-        """Read a message about a release and keep nothing.
+        """Read a message about a release and write nothing.
 
         Raises:
             MismatchError: As :meth:`catch_up`.
+            StorageError: ``bundle-damaged`` or ``base-damaged``: what it brought is no base.
         """
-        return KeptRelease.of_message(message, self.held.base, self.held.layout(method), method)
+        brought = base_with(message)
+        if brought is not None:
+            self.held.bases.try_on(brought)
+        base = self.held.bases.opened(str(message.config.get("base"))).base
+        return KeptRelease.of_message(message, base, self.held.layout(method, base), method)
 
     def take_plan(self, plan: Plan, message: Payload, vouch: Vouch = _as_it_came) -> KeptRelease:
         """Keep the release that a train message starts from.
@@ -160,6 +182,7 @@ class Serving:
     def _take(self, release: KeptRelease) -> KeptRelease:
         self.held.check_fits(release)
         with self.locked():
+            self.held.bases.keep(release.base)
             path = self.folder.release_file(release.name)
             held = self.stored(release)
             # The same state may come again with less known of it, or with more.
@@ -169,7 +192,19 @@ class Serving:
                 save_kept(release, path)
             with suppress(OSError):
                 self.folder.sweep_releases(self._keep, release.name)
+                self._sweep_bases(release)
         return release
+
+    def _sweep_bases(self, taken: KeptRelease) -> None:
+        """Remove the bases of which no release is left to go to."""
+        if not any(self.folder.bases.glob("*")):
+            return
+        pointers = (self.served, self.last_good)
+        spared = {taken.base} | {pointer.base for pointer in pointers if pointer is not None}
+        for name in self.folder.release_names():
+            held = _readable(self.folder.release_file(name))
+            spared |= {held.base} if held is not None else set()
+        self.folder.sweep_bases(spared)
 
     def _promote(self, release: KeptRelease, probe: Probe | None) -> Promotion:
         before = self.served
@@ -189,7 +224,7 @@ class Serving:
         now, new = found.whole.pointer, after.pointer
         if found.source == "current" and (now.name, now.digest) == (new.name, new.digest):
             return self._unchanged(release, "already-served")
-        reading = judge(probe, after.about, found.whole.network, after.network)
+        reading = judge(probe, found.whole, after)
         if not reading.passed:
             self._sweep()
             detail = (

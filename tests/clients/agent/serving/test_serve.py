@@ -151,7 +151,7 @@ def test_releases_of_another_base_or_with_nan_are_not_taken(
         releases[1].state.layout, np.full(releases[1].state.layout.size, np.nan, np.float32)
     )
     for release, code in (
-        (other, "wrong-base"),
+        (other, "base-missing"),
         (replace(releases[1], frame="0" * 64), "wrong-frame"),
         (replace(releases[1], state=nan), "state-not-finite"),
     ):
