@@ -160,15 +160,16 @@ def _base_of(tensors: Mapping[str, NDArray[Any]], record: dict[str, Any], name: 
             ),
             MappingProxyType(frames),
         )
+        digest = base.digest
     except (AttributeError, KeyError, TypeError, ValueError, ValidationError) as error:
         raise StorageError(
             "base-damaged", f"{name} is no whole base: {error}", "Copy or train it again."
         ) from error
-    if base.digest != record.get("digest"):
+    if digest != record.get("digest"):
         raise StorageError(
             "base-damaged",
             f"{name} carries digest {str(record.get('digest'))[:12]}…, its content has "
-            f"{base.digest[:12]}…",
+            f"{digest[:12]}…",
             "The file was changed or cut; copy or train it again.",
         )
     return base

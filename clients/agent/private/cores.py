@@ -138,8 +138,11 @@ class PrivateCores:
         served = self._serving.served
         if served is None or not (served.number or self._config().statistics.own):
             return None
-        bare = KeptRelease.bare(self._held.bases.first)
-        return bare if served.name == bare.name else self._held.kept(served.name)
+        if not served.number:
+            bare = KeptRelease.bare(self._held.bases.first)
+            if served.name == bare.name:
+                return bare
+        return self._held.kept(served.name)
 
     def _read(self, release: KeptRelease) -> _Found:
         """Read the core, and take it along to the base that the device has now.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -100,12 +101,12 @@ class Bases:
 
         Raises:
             MismatchError: ``base-missing`` where it holds none of that digest.
-            StorageError: ``no-base`` or ``base-damaged``.
+            StorageError: ``no-base`` or ``base-damaged`` of the first, where that is in use.
         """
         if digest in self._later:
             return self._later[digest]
-        found = self._read_later(digest) or self._opened_first()
-        if found.base.digest == digest:
+        found = self._read_later(digest) or self._first_if_whole()
+        if found is not None and found.base.digest == digest:
             return found
         raise MismatchError(
             BASE_MISSING,
@@ -161,12 +162,12 @@ class Bases:
             return False
         try:
             path.parent.mkdir(exist_ok=True)
+            save_base(opened.base, path)
+            sync_directory(path.parent.parent)
         except OSError as error:
             raise StorageError(
                 "folder-failed", f"{path.parent} could not be made: {error.strerror}", ""
             ) from error
-        save_base(opened.base, path)
-        sync_directory(path.parent.parent)
         self._unsaved = ""
         return True
 
@@ -188,6 +189,19 @@ class Bases:
         while len(self._later) >= MOST_OPENED:
             del self._later[next(iter(self._later))]
         self._later[opened.base.digest] = opened
+
+    def _first_if_whole(self) -> Opened | None:
+        """Return the first base; None when it is damaged and a later one is in use.
+
+        It is sent again then, once the fleet goes back to it.
+        """
+        try:
+            return self._opened_first()
+        except FleetError:
+            current = self._folder.readable_pointer(CURRENT)
+            if current is None or not current.base:
+                raise
+            return None
 
     def _opened_first(self) -> Opened:
         if self._first is None:
@@ -220,11 +234,17 @@ def _check_alike(now: BaseRecord, new: BaseRecord) -> None:
 
 
 def _check_sound(opened: Opened) -> None:
-    """Refuse a base in whose frames nothing can be merged, before anything relies on it."""
+    """Refuse a base in whose frames nothing can be merged or trained, before it is relied on."""
     try:
         layout = find("core").layout(opened.network, opened.base.frames)
         state = CoreState.from_flat(layout, np.ones(layout.size, np.float32))
         merge(opened.parameters, opened.base.frames, state)
+        model = opened.base.record.model
+        attached = find("core").attach(
+            opened.network, opened.base.frames, state, dtype=torch.float32
+        )
+        with torch.inference_mode():
+            attached.module(torch.zeros(1, model.channels, model.window))
     except (AttributeError, IndexError, KeyError, RuntimeError, ValueError, FleetError) as error:
         raise MismatchError(
             "base-unsound", f"the base {opened.base.digest[:12]}… cannot be merged: {error}"

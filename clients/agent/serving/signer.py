@@ -23,8 +23,8 @@ def served_unsigned(state_dir: Path, keys: Collection[str]) -> int | None:
         keys: Ids of the pinned keys; with none nothing is verified.
 
     Returns:
-        None when one of them signed it, when it is the base, and when nothing that can be read is
-        served: the check of the models says the rest.
+        None when one of them signed it, when it is the base that the device was set up with, and
+        when nothing that can be read is served: the check of the models says the rest.
     """
     folder = ModelFolder(state_dir)
     pointer = folder.readable_pointer(CURRENT)
@@ -34,4 +34,5 @@ def served_unsigned(state_dir: Path, keys: Collection[str]) -> int | None:
         kept = load_kept(folder.release_file(pointer.name))
     except FleetError:
         return None
-    return kept.number if kept.moved and kept.signed_by not in keys else None
+    moved = kept.moved or bool(pointer.base)
+    return kept.number if moved and kept.signed_by not in keys else None

@@ -286,6 +286,27 @@ def test_a_base_whose_file_is_damaged_is_left_at_start_up_and_taken_again(
     assert not [check for check in verify(again) if check.problem]
 
 
+def test_a_device_on_a_later_base_is_brought_the_first_again_when_that_is_damaged(
+    serving: Serving, renewed: tuple[Base, Release], releases: list[Release], base: Base
+) -> None:
+    new, release = renewed
+    bring(serving, releases[2])
+    at_first = serving.served
+    bring(serving, release, new)
+    serving.folder.base.write_bytes(b"no base")
+    again = Serving(serving.folder.path.parent)
+    assert bring(again, replace(chain_of(new, 1)[1], number=4)).swapped
+    with pytest.raises(MismatchError) as declined:
+        bring(again, releases[2])
+    assert declined.value.code == "base-missing"
+    assert bring(again, releases[2], base).swapped
+    assert at_first is not None
+    assert again.served is not None
+    assert again.served.digest == at_first.digest
+    other = make_base(seed=1)
+    assert bring(again, replace(chain_of(other, 1)[1], number=6), other).swapped
+
+
 def test_kernels_that_were_lost_are_merged_again_from_their_own_base(
     serving: Serving, renewed: tuple[Base, Release]
 ) -> None:

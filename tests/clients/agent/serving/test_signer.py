@@ -20,7 +20,7 @@ from clients.agent.serving.serve import Serving
 from clients.agent.serving.signer import served_unsigned
 from fleet.federate.releases import Release
 from fleet.federate.signing import make_key, public_keys, public_of
-from tests.clients.agent.serving.factories import promoted
+from tests.clients.agent.serving.factories import make_base, promoted
 
 KEY = "3f0c1b7a92d4e865"
 
@@ -65,3 +65,12 @@ def test_doctor_and_status_say_that_what_is_served_is_of_none_of_the_pinned_keys
     assert "fleet-device release list" in found.fix
     assert run(["status", "--state", str(state)]) == 0
     assert "release 1, which is served, was signed by none" in capsys.readouterr().out
+
+
+def test_another_base_unmoved_needs_a_signature_all_the_same(state: Path) -> None:
+    other = make_base(seed=1)
+    kept = KeptRelease.bare(other)
+    serving = Serving(state)
+    serving.held.bases.try_on(other)
+    assert serving.promote(serving._take(kept)).swapped
+    assert served_unsigned(state, [KEY]) == 0
