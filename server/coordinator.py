@@ -189,6 +189,9 @@ def _plan(state: State) -> Plan:
         max_steps=task.max_steps,
         memory_budget=task.memory_budget,
         compression=task.compression,
+        anchor=task.anchor,
+        ewc=task.ewc,
+        distil=task.distil,
     )
 
 

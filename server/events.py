@@ -124,6 +124,9 @@ class Task:
     max_steps: int = 0
     memory_budget: int = 0
     compression: Encoding = "none"
+    anchor: float = 0.0
+    ewc: float = 0.0
+    distil: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
-from fleet.adapt.base import Base, load_base
-from fleet.errors import MismatchError, StorageError
+from fleet.adapt.base import Base, base_of_bytes, load_base
+from fleet.errors import StorageError
 
-__all__ = ["base_in"]
+__all__ = ["base_in", "bundle_of"]
 
 
 def base_in(content: bytes | Path) -> Base:
@@ -21,14 +20,22 @@ def base_in(content: bytes | Path) -> Base:
         StorageError: See :func:`fleet.adapt.base.load_base`.
         MismatchError: The same.
     """
-    if isinstance(content, Path):
-        return load_base(content)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "base.safetensors"
-        path.write_bytes(content)
-        try:
-            return load_base(path)
-        except (MismatchError, StorageError) as error:
-            # A file that is gone by then is nothing to tell anybody of.
-            told = error.message.replace(str(path), "the file")
-            raise type(error)(error.code, told, error.hint) from error
+    return load_base(content) if isinstance(content, Path) else base_of_bytes(content, "the file")
+
+
+def bundle_of(content: bytes | Path) -> bytes:
+    """Return the bytes of a base's file.
+
+    Raises:
+        StorageError: ``bundle-unreadable``.
+    """
+    if isinstance(content, bytes):
+        return content
+    try:
+        return content.read_bytes()
+    except OSError as error:
+        raise StorageError(
+            "bundle-unreadable",
+            f"the base's file {content} cannot be read ({error.strerror})",
+            "Put it back, or install the base again: fleet base install FILE",
+        ) from error

@@ -79,15 +79,23 @@ def carried(state: CoreState, layout: Layout) -> CoreState:
     return CoreState.of(arrays)
 
 
-def carried_release(release: Release, base: Base, layout: Layout) -> Release:
+def carried_release(release: Release, base: Base, layout: Layout, *, number: int = 0) -> Release:
     """Return the release of a grown base that serves what one of the old base served.
 
-    It has the next number, and the old release for a parent.
+    Args:
+        release: The old base's, the new one's parent.
+        base: The grown base.
+        layout: Of the release's method on it.
+        number: Of the new release; by default the parent's plus one, see ``next_release``.
+
+    Raises:
+        MismatchError: ``release-number`` when the number is not above the parent's;
+            ``layout-shrunk``.
     """
     state = carried(release.state, layout)
     provenance = MappingProxyType({"grown-from": release.base, "labels": list(base.record.labels)})
     return Release(
-        release.number + 1,
+        _number_after(release, number),
         base.digest,
         base.frame_digest,
         release.digest,
@@ -125,13 +133,20 @@ def rebased(base: Base, state: CoreState, frames: Mapping[str, Frame]) -> Base:
     return replace(base, arrays=_arrays(raw), frames=MappingProxyType(dict(frames)))
 
 
-def rebased_release(release: Release, base: Base, layout: Layout) -> Release:
+def rebased_release(release: Release, base: Base, layout: Layout, *, number: int = 0) -> Release:
     """Return the release of a rebased base that serves what one of the old base served: no core.
 
-    It has the next number, and the old release for a parent.
+    Args:
+        release: The old base's, the new one's parent.
+        base: The rebased base.
+        layout: Of the release's method on it.
+        number: Of the new release; by default the parent's plus one, see ``next_release``.
+
+    Raises:
+        MismatchError: ``release-number`` when the number is not above the parent's.
     """
     return Release(
-        release.number + 1,
+        _number_after(release, number),
         base.digest,
         base.frame_digest,
         release.digest,
@@ -139,6 +154,16 @@ def rebased_release(release: Release, base: Base, layout: Layout) -> Release:
         CoreState.zero(layout),
         MappingProxyType({"rebased-from": release.base}),
     )
+
+
+def _number_after(parent: Release, number: int) -> int:
+    number = number or parent.number + 1
+    if number <= parent.number:
+        raise MismatchError(
+            "release-number",
+            f"release numbers ascend: {number} cannot follow {parent.number}",
+        )
+    return number
 
 
 def _unfold(raw: nn.Module, norm: nn.Module | None, name: str, delta: torch.Tensor) -> None:

@@ -17,12 +17,22 @@ from pydantic import (
 from fleet.adapt.digest import digest_json
 from fleet.federate.compress import Encoding
 
-__all__ = ["WIRE_FORMAT", "DeviceStatus", "Plan", "UpdateHeader"]
+__all__ = [
+    "GUARDS",
+    "LARGEST_DISTIL",
+    "LARGEST_PULL",
+    "WIRE_FORMAT",
+    "DeviceStatus",
+    "Plan",
+    "UpdateHeader",
+]
 
 WIRE_FORMAT = 1
 LARGEST_COUNT = 2**63 - 1
 # A fleet that ran a round each second would take thirty years to get there.
 LARGEST_NUMBER = 10**9
+LARGEST_PULL, LARGEST_DISTIL = 1e6, 1e3
+GUARDS = ("anchor", "ewc", "distil")
 Digest = Field(pattern=r"^[0-9a-f]{64}$")
 
 
@@ -55,6 +65,10 @@ class Plan(_Record):
         memory_budget: Bytes that a step may hold beyond parameters and optimiser state; 0 for no
             limit. A device's own limit holds as well.
         compression: How updates are packed, see ``fleet.federate.compress``.
+        anchor: Strength of L2 to the release, see ``fleet.continual.guards``; 0 for none.
+        ewc: Strength of elastic weight consolidation, by what each device has kept of its earlier
+            trainings; 0 for none.
+        distil: Strength of distillation from the release; 0 for none.
     """
 
     round: int = Field(ge=1, le=LARGEST_NUMBER)
@@ -76,11 +90,15 @@ class Plan(_Record):
     max_steps: int = Field(default=0, ge=0, le=LARGEST_NUMBER)
     memory_budget: int = Field(default=0, ge=0, le=LARGEST_COUNT)
     compression: Encoding = "none"
+    anchor: float = Field(default=0.0, ge=0, le=LARGEST_PULL)
+    ewc: float = Field(default=0.0, ge=0, le=LARGEST_PULL)
+    distil: float = Field(default=0.0, ge=0, le=LARGEST_DISTIL)
 
     @model_serializer(mode="wrap")
     def _without_unset(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A plan without compression keeps the id that it had before there was any.
-        return _unless_none(whole(self), "compression")
+        # A plan without compression or guards keeps the id that it had before there were any.
+        fields = _unless_none(whole(self), "compression")
+        return {name: value for name, value in fields.items() if name not in GUARDS or value}
 
     @cached_property
     def id(self) -> str:

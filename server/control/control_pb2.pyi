@@ -203,6 +203,24 @@ class ReleasePromoteRequest(_message.Message):
     release: int
     def __init__(self, key: _Optional[str] = ..., dry_run: bool = ..., why: _Optional[str] = ..., release: _Optional[int] = ...) -> None: ...
 
+class ReleaseRebaseRequest(_message.Message):
+    __slots__ = ("key", "dry_run", "why", "base", "hold", "another_network", "method")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
+    ANOTHER_NETWORK_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    dry_run: bool
+    why: str
+    base: str
+    hold: bool
+    another_network: bool
+    method: str
+    def __init__(self, key: _Optional[str] = ..., dry_run: bool = ..., why: _Optional[str] = ..., base: _Optional[str] = ..., hold: bool = ..., another_network: bool = ..., method: _Optional[str] = ...) -> None: ...
+
 class ReleaseRollbackRequest(_message.Message):
     __slots__ = ("key", "dry_run", "why", "release")
     KEY_FIELD_NUMBER: _ClassVar[int]

@@ -39,6 +39,7 @@ __all__ = [
     "ReleaseList",
     "ReleasePin",
     "ReleasePromote",
+    "ReleaseRebase",
     "ReleaseRollback",
     "ReleaseShow",
     "ReleaseVerify",
@@ -242,6 +243,22 @@ class ReleasePromote(Destruction):
     """Make a release the fleet's."""
 
     release: int = Number
+
+
+class ReleaseRebase(Destruction):
+    """Order that the fleet moves to another base that is installed.
+
+    Args:
+        base: Its digest.
+        hold: Make the release, and do not promote it.
+        another_network: Also where the base serves something else than the fleet's release.
+        method: What rounds train on it; empty for what they train now.
+    """
+
+    base: str = Field(pattern="^[0-9a-f]{1,64}$")
+    hold: bool = False
+    another_network: bool = False
+    method: str = Field(default="", max_length=64)
 
 
 class ReleaseRollback(Destruction):

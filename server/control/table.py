@@ -9,7 +9,15 @@ from typing import Any
 from server.control.requests import Request
 from server.control.roles import Role
 from server.control.seam import Answer
-from server.control.verbs import bases, decisions, devices, operators, releases, rounds
+from server.control.verbs import (
+    bases,
+    decisions,
+    devices,
+    operators,
+    rebasing,
+    releases,
+    rounds,
+)
 from server.control.verbs.fleet import Fleet
 
 __all__ = ["LIMIT_S", "LONG_S", "VERBS", "WATCH_ROLE", "Verb", "verb_of"]
@@ -60,6 +68,8 @@ VERBS: dict[str, Verb] = {
     "ReleaseList": Verb(Role.viewer, releases.listed),
     "ReleasePin": Verb(Role.operator, releases.pin),
     "ReleasePromote": Verb(Role.operator, releases.promote),
+    # It reads two bases and a release.
+    "ReleaseRebase": Verb(Role.operator, rebasing.rebase, LONG_S),
     "ReleaseRollback": Verb(Role.operator, releases.rollback),
     "ReleaseShow": Verb(Role.viewer, releases.show),
     "ReleaseVerify": Verb(Role.viewer, releases.verified, LONG_S),

@@ -10,7 +10,7 @@ from server.control import requests as r
 from server.control.errors import LateError
 from server.control.seam import Event, Verbs
 
-__all__ = ["closed_round", "watched"]
+__all__ = ["closed_round", "finished_order", "last_row", "watched"]
 
 CLOSING = ("round.release", "round.abandon")
 FINISHED = "order.finish"
@@ -44,8 +44,7 @@ def closed_round(
     """
     if after is not None:
         number = after + 1  # rounds have consecutive numbers
-    rows = verbs.ask(r.AuditList(newest=1)).data["rows"]
-    seen = rows[-1]["seq"] if rows else 0
+    seen = last_row(verbs)
     # What closes from here on is in the audit after that row, so nothing falls in between.
     if (there := _there(verbs, number)) is not None:
         return _released(there)
@@ -60,6 +59,38 @@ def closed_round(
     which = "no round" if number is None else f"round {number}"
     verb = "was closed" if number is None else "was not closed"
     raise LateError("wait-timeout", f"{which} {verb} within {limit_s:g} s", "See: fleet round show")
+
+
+def last_row(verbs: Verbs) -> int:
+    """Return the number of the audit's last row, to watch from before something is asked."""
+    rows = verbs.ask(r.AuditList(newest=1)).data["rows"]
+    return int(rows[-1]["seq"]) if rows else 0
+
+
+def finished_order(verbs: Verbs, order: int, after: int, limit_s: float) -> dict[str, Any]:
+    """Wait until the service has finished an order; return what came of it.
+
+    Args:
+        verbs: Whom to ask.
+        order: Its number.
+        after: Row of the audit from before it was placed.
+        limit_s: Seconds.
+
+    Raises:
+        RoundError: ``order-failed``.
+        LateError: ``wait-timeout``; it may still be done later.
+    """
+    for event in verbs.watch(after, limit_s):
+        if event.verb != FINISHED or event.detail.get("order") != order:
+            continue
+        if why := event.detail.get("error"):
+            raise RoundError("order-failed", f"order {order} failed: {why}", "Mend it, then again.")
+        return dict(event.detail["result"])
+    raise LateError(
+        "wait-timeout",
+        f"order {order} was not finished within {limit_s:g} s; it stands",
+        "See: fleet server status, fleet release list",
+    )
 
 
 def _there(verbs: Verbs, number: int | None) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ REASONS = frozenset(each.value for each in Reason)
 ABSENCES = frozenset(
     {
         *("revoked", "quarantined", "tag", "offline", "silent", "stale"),
-        *("no-labels", "unusable", "byte-budget", "not-drawn"),
+        *("other-base", "no-labels", "unusable", "byte-budget", "not-drawn"),
     }
 )
 K = TypeVar("K", str, int)

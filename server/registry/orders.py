@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, upd
 
 from fleet.errors import InputError, RoundError
 from server.registry import standing_tables as tables
+from server.registry.bases import bases_of, no_base
 from server.registry.ledger import Ledger, Outcome, canonical, parsed
 from server.registry.records import Deed, Record
 from server.registry.rows import checked_release, cleaned, deed, done
@@ -32,6 +33,19 @@ class Verb(str, Enum):
     start_round = "start_round"  # none
     abort_round = "abort_round"  # reason: str
     evaluate = "evaluate"  # release: int
+    rebase = "rebase"  # base: str; method: str, hold: bool, another_network: bool, why: str
+
+
+_NEEDED: Mapping[Verb, Mapping[str, type]] = {
+    Verb.start_round: {},
+    Verb.abort_round: {"reason": str},
+    Verb.evaluate: {"release": int},
+    Verb.rebase: {"base": str},
+}
+_OPTIONAL: Mapping[Verb, Mapping[str, Any]] = {
+    Verb.rebase: {"method": "", "hold": False, "another_network": False, "why": ""}
+}
+_FREE = frozenset({"reason", "why"})  # text that people write
 
 
 class OrderState(str, Enum):
@@ -105,7 +119,8 @@ class Orders:
             key: Idempotency key.
 
         Raises:
-            InputError: ``bad-order``, or ``no-such-release`` and ``release-withdrawn``.
+            InputError: ``bad-order``, or ``no-such-release`` and ``release-withdrawn``, or
+                ``no-such-base``.
             RoundError: ``queue-full`` while :data:`LARGEST_QUEUE` orders wait.
         """
         chosen, given = _checked(verb, args or {})
@@ -113,6 +128,8 @@ class Orders:
         def work(connection: Connection) -> Outcome[Order]:
             if chosen is Verb.evaluate:
                 checked_release(connection, given["release"])
+            if chosen is Verb.rebase and not bases_of(connection, given["base"]):
+                raise no_base(given["base"])
             waiting = tables.orders.c.state == OrderState.waiting.value
             queued = select(func.count()).select_from(tables.orders).where(waiting)
             if (length := connection.execute(queued).scalar_one()) >= LARGEST_QUEUE:
@@ -229,20 +246,16 @@ def _checked(verb: Verb | str, args: Mapping[str, Any]) -> tuple[Verb, dict[str,
     except ValueError:
         known = ", ".join(each.value for each in Verb)
         raise InputError("bad-order", f"an order is one of {known}, not {verb!r}") from None
-    given = dict(args)
-    wanted: dict[Verb, tuple[str, type] | None] = {
-        Verb.start_round: None,
-        Verb.abort_round: ("reason", str),
-        Verb.evaluate: ("release", int),
-    }
-    rule = wanted[chosen]
-    names = [] if rule is None else [rule[0]]
-    fits = sorted(given) == names
-    if not fits or (rule is not None and type(given[rule[0]]) is not rule[1]):
-        takes = f"takes {rule[0]} ({rule[1].__name__})" if rule else "takes no argument"
+    optional = _OPTIONAL.get(chosen, {})
+    given = {**optional, **args}
+    wanted = {**_NEEDED[chosen], **{name: type(value) for name, value in optional.items()}}
+    fits = given.keys() == wanted.keys()
+    if not fits or any(type(given[name]) is not kind for name, kind in wanted.items()):
+        listed = ", ".join(f"{name} ({kind.__name__})" for name, kind in wanted.items())
+        takes = f"takes {listed}" if listed else "takes no argument"
         raise InputError("bad-order", f"{chosen.value} {takes}, not {sorted(given)}")
-    if chosen is Verb.abort_round:
-        given["reason"] = cleaned(given["reason"])
+    for name in _FREE.intersection(given):
+        given[name] = cleaned(given[name])
     return chosen, given
 
 

@@ -71,8 +71,15 @@ class Releases:
         with self._ledger.database.read() as connection:
             return releases_of(connection)
 
+    def bases(self) -> dict[int, str]:
+        """Return the digest of the base of every release, by number."""
+        kept = tables.releases.c
+        with self._ledger.database.read() as connection:
+            rows = connection.execute(select(kept.number, kept.base)).all()
+        return {row.number: row.base for row in rows}
+
     def lineage(self, number: int) -> tuple[ReleaseRow, ...]:
-        """Return a release and all that it was made from, back to its base's first.
+        """Return a release and all that it was made from, back to the first, over all its bases.
 
         Raises:
             InputError: ``no-such-release``.

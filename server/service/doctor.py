@@ -229,6 +229,7 @@ def _base(subject: _Subject) -> Iterator[Finding]:
     from server.control.reach import registry_place
     from server.installed import base_in
     from server.registry import open_registry
+    from server.standing.line import line_of, trained_base
 
     place = registry_place(subject.folder)
     if not subject.config.service.standing:
@@ -239,6 +240,7 @@ def _base(subject: _Subject) -> Iterator[Finding]:
         return
     with open_registry(place, clock=time.time) as registry:
         held, bases = registry.policy.newest(), registry.bases.all()
+        current = registry.releases.current()
         installed = {row.digest for row in bases}
         if held is None:
             fix = "Set one: fleet policy set base=DIGEST; digests: fleet base list"
@@ -249,9 +251,15 @@ def _base(subject: _Subject) -> Iterator[Finding]:
         elif held.policy.base not in installed:
             text = f"the policy's base {held.policy.base} is not installed: no round can open"
             yield Finding("base", "fail", text, "Install it: fleet base install FILE")
+        elif current is not None and held.policy.base not in line_of(registry, current):
+            text = f"the policy's base {held.policy.base[:12]}… is none that the fleet came over"
+            fix = f"Move the fleet to it: fleet release rebase {held.policy.base}"
+            yield Finding("base", "fail", f"{text}: no round can open", fix)
         else:
-            base_in(registry.bases.content(held.policy.base))
-            yield Finding("base", "ok", f"the policy's base {held.policy.base[:12]}… is installed")
+            trained = trained_base(registry, held.policy)
+            base_in(registry.bases.content(trained))
+            what = "the policy's base" if trained == held.policy.base else "the fleet's base"
+            yield Finding("base", "ok", f"{what} {trained[:12]}… is installed")
 
 
 CHECKS: dict[str, Callable[[_Subject], Iterator[Finding]]] = {

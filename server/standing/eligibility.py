@@ -16,7 +16,7 @@ from server.registry.absences import Absence
 from server.registry.records import Device, DeviceState
 from server.standing.policy import FleetPolicy
 
-__all__ = ["Absent", "History", "eligible"]
+__all__ = ["Absent", "History", "eligible", "other_base"]
 
 
 class Absent(str, Enum):
@@ -28,6 +28,7 @@ class Absent(str, Enum):
     offline = "offline"
     silent = "silent"
     stale = "stale"
+    other_base = "other-base"
     no_labels = "no-labels"
     unusable = "unusable"
     byte_budget = "byte-budget"
@@ -46,6 +47,8 @@ class History:
         silent: What is known of devices that are online and do not answer, by device.
         spent: Bytes that devices moved today.
         cost: Bytes that a round costs a device, expected.
+        base: Digest of the base that the round trains on; empty for any.
+        bases: Digest of the base of each release, by number.
     """
 
     round: int
@@ -55,6 +58,8 @@ class History:
     silent: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     spent: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     cost: int = 0
+    base: str = ""
+    bases: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 def eligible(
@@ -107,6 +112,8 @@ def _absence(
         return Absent.silent, "has not said anything yet"
     if policy.stale_after_s and now - (device.seen_at_s or 0.0) > policy.stale_after_s:
         return Absent.stale, _last_seen(device, now)
+    if other := other_base(device, history.bases, history.base, "the round"):
+        return Absent.other_base, other
     windows = int(status.get("train_windows", 0))
     if windows < policy.min_train_windows:
         return Absent.no_labels, f"{windows} labelled windows, {policy.min_train_windows} needed"
@@ -117,6 +124,26 @@ def _absence(
         detail = f"{spent} of {limit} bytes moved today, a round costs about {history.cost}"
         return Absent.byte_budget, detail
     return None
+
+
+def other_base(device: Device, bases: Mapping[int, str], wanted: str, what: str) -> str:
+    """Return how a device serves a release of another base than something is of; empty if not.
+
+    One that serves nothing, or a release that is none of the fleet's, may be asked.
+
+    Args:
+        device: Who.
+        bases: Digest of the base of each release, by number.
+        wanted: Digest of the base of what it would be asked; empty for any.
+        what: What that is, in words.
+    """
+    own = bases.get(device.serves_release, wanted)
+    if not wanted or own == wanted:
+        return ""
+    return (
+        f"serves release {device.serves_release} of base {own[:12]}…, "
+        f"{what} is of base {wanted[:12]}…"
+    )
 
 
 def _last_seen(device: Device, now: float) -> str:

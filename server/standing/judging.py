@@ -25,6 +25,7 @@ from server.registry import Registry
 from server.registry.records import Device, DeviceState
 from server.rounds import LARGEST_REASON
 from server.standing.delivery import message_of
+from server.standing.eligibility import Absent, other_base
 from server.standing.nodes import Roster
 from server.standing.planning import Bench
 from server.standing.questions import Question, Questions
@@ -99,9 +100,10 @@ class Judges:
         """Let a release wait for its place; once, however often it is wanted.
 
         With :data:`LARGEST_WANTED` waiting the oldest is told as unjudged: what the fleet is about
-        to serve counts for more.
+        to serve counts for more. While all who are there serve releases of other bases it is not
+        wanted yet: they are on their way.
         """
-        if number <= self._wanted_last:
+        if number <= self._wanted_last or not self._followed(number):
             return
         self._wanted_last = number
         self._wanted.append(number)
@@ -125,6 +127,8 @@ class Judges:
     def judge(self, number: int, limit_s: float) -> None:
         """Ask every device that is online and enrolled; one that is under way goes on.
 
+        A device that serves a release of another base is not asked: it has not the one judged.
+
         Args:
             number: Number of the release.
             limit_s: Seconds that devices may take; :data:`LONGEST_EVALUATION_S` at most.
@@ -139,22 +143,39 @@ class Judges:
         classes = len(self.bench.base(release.base).record.labels)
         devices = self.registry.devices.all()
         enrolled = {each.name for each in devices if each.state is DeviceState.enrolled}
-        to = {d: node for d, node in self.roster.awake().items() if d in enrolled}
+        bases, what = self.registry.releases.bases(), f"release {number}"
+        others = {
+            each.name: f"{Absent.other_base.value}: {why}"
+            for each in devices
+            if (why := other_base(each, bases, release.base, what))
+        }
+        able = enrolled - others.keys()
+        to = {d: node for d, node in self.roster.awake().items() if d in able}
         questions = Questions(self.asking, "evaluate", min(limit_s, LONGEST_EVALUATION_S))
         payload = message_of(release, row.signature)
-        unasked = self._unasked(each for each in devices if each.name not in to)
+        unasked = self._unasked((each for each in devices if each.name not in to), others)
         made = _Evaluation(number, classes, questions, payload, to, unasked)
         self._under_way[number] = made
         self._ask(made)
 
-    def _unasked(self, devices: Iterable[Device]) -> dict[str, str]:
+    def _followed(self, number: int) -> bool:
+        """Tell whether anybody can judge a release, or nobody is there who could not."""
+        bases, awake = self.registry.releases.bases(), self.roster.awake()
+        here = [each for name, each in self.roster.devices.items() if name in awake]
+        wanted = bases.get(number, "")
+        return not here or not all(other_base(each, bases, wanted, "") for each in here)
+
+    def _unasked(self, devices: Iterable[Device], others: Mapping[str, str]) -> dict[str, str]:
         """Return why devices are not asked; those that are revoked are none of the fleet's."""
         silent, refused = self.roster.silences(), self.roster.why_not()
+        awake = self.roster.awake()
         found = {}
         for device in devices:
             name, state = device.name, device.state
             if state is DeviceState.quarantined:
                 found[name] = state.value
+            elif state is DeviceState.enrolled and name in awake and name in others:
+                found[name] = others[name]
             elif state is DeviceState.enrolled:
                 offline = f"offline: {refused.get(name, 'when it began')}"
                 found[name] = f"silent: {silent[name]}" if name in silent else offline

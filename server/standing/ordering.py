@@ -25,6 +25,7 @@ class Desk:
         registry: Where they are placed.
         world: Words.
         evaluate: Begins to evaluate a release.
+        rebase: Moves the fleet to another base; done again it finds what was done.
         busy: Tells that no further evaluation may begin now.
 
     Attributes:
@@ -36,6 +37,7 @@ class Desk:
     registry: Registry
     world: World
     evaluate: Callable[[int], None]
+    rebase: Callable[[Order], Result]
     busy: Callable[[], bool]
     start: Order | None = field(default=None, init=False)
     abort: Order | None = field(default=None, init=False)
@@ -51,7 +53,8 @@ class Desk:
             opened = last is not None and last.opened.at_s >= order.taken.at_s
             closed = last is not None and last.closed is not None
             done = closed if order.verb is Verb.abort_round else opened
-            if order.verb is not Verb.evaluate and done and last is not None:
+            of_rounds = order.verb in (Verb.start_round, Verb.abort_round)
+            if of_rounds and done and last is not None:
                 self.finish(order, {"round": last.round, "attempt": last.attempt})
             else:
                 self._do(order)
@@ -82,6 +85,15 @@ class Desk:
                 self.fail(order, error.message)
             else:
                 self.judged.append(order)
+        elif order.verb is Verb.rebase:
+            try:
+                result = self.rebase(order)
+            except StorageError:
+                raise
+            except FleetError as error:
+                self.fail(order, f"{error.code}: {error.message}", error.hint)
+            else:
+                self.finish(order, result)
         elif order.verb is Verb.abort_round:
             if self.abort is None and self.registry.open_round() is not None:
                 self.abort = order

@@ -17,9 +17,11 @@ from fleet.peft.registry import find
 from server import coordinator as c
 from server.installed import base_in
 from server.registry import Registry
+from server.registry.bases import no_base
 from server.registry.records import OpenRound
 from server.registry.replay import readmitted, recorded_rule
 from server.rules import NOTHING, Memory
+from server.standing.line import line_of
 from server.standing.policy import FleetPolicy
 
 __all__ = ["Bench", "begun", "resumed", "rule_record", "starting"]
@@ -52,21 +54,24 @@ class Bench:
             self._bases = {digest: self._read(digest)}
         return self._bases[digest]
 
-    def layout(self, policy: FleetPolicy) -> Layout:
-        """Return the layout of what a policy trains.
+    def layout(self, method: str, digest: str) -> Layout:
+        """Return the layout of what a method trains on a base.
 
         Raises:
             InputError: ``unknown-method`` or ``no-such-base``.
-            MismatchError: ``other-rank`` when the base has frames of another rank.
+            StorageError: See :func:`fleet.adapt.base.load_base`.
         """
-        base = self.base(policy.base)
-        if base.record.rank != policy.rank:
-            raise MismatchError(
-                "other-rank",
-                f"the policy trains rank {policy.rank}, its base has rank {base.record.rank}",
-                "Set a policy with the rank of the base: fleet policy set",
-            )
-        return find(policy.method).layout(folded_network(base), base.frames)
+        base = self.base(digest)
+        return find(method).layout(folded_network(base), base.frames)
+
+    def rank(self, digest: str) -> int:
+        """Return the rank of a base's frames.
+
+        Raises:
+            InputError: ``no-such-base``.
+            StorageError: See :func:`fleet.adapt.base.load_base`.
+        """
+        return self.base(digest).record.rank
 
     def _read(self, digest: str) -> Base:
         base = base_in(self.registry.bases.content(digest))
@@ -85,6 +90,9 @@ def starting(
 ) -> Release:
     """Return the release that the next round starts from: the fleet's, at first the base itself.
 
+    The policy names any base of the fleet's line (:func:`server.standing.line.line_of`); the round
+    trains on the release's base and by that base's rank.
+
     Args:
         registry: Where releases are kept.
         bench: Bases.
@@ -92,31 +100,55 @@ def starting(
         sign: Signs the base itself when it becomes release 0; None leaves it unsigned.
 
     Raises:
-        MismatchError: ``other-base`` or ``other-method`` when the policy is for another fleet.
+        MismatchError: ``other-base`` or ``other-method`` when the policy is for another fleet,
+            ``other-rank`` when the base that it names has frames of another rank.
         InputError: ``no-such-base`` or ``unknown-method``.
     """
-    layout = bench.layout(policy)
     current = registry.releases.current()
     if current is None and registry.releases.next_number() == 0:
+        _check_rank(bench, policy)
+        layout = bench.layout(policy.method, policy.base)
         first = first_release(bench.base(policy.base), policy.method, layout)
         signature = sign(first) if sign else None
         registry.releases.add(first, signature=signature, why="the base itself", actor=ACTOR)
     if current is None:
         current = registry.releases.promote(0, why="the fleet's first", actor=ACTOR)
     release = registry.releases.load(current.number)
+    if policy.base == release.base:
+        _check_rank(bench, policy)
+    elif policy.base not in (line := line_of(registry, current)):
+        if policy.base not in {row.digest for row in registry.bases.all()}:
+            raise no_base(policy.base)
+        raise MismatchError(
+            "other-base",
+            f"the policy has base {policy.base[:12]}, the fleet's release {release.number} came "
+            f"over {', '.join(base[:12] for base in line)}",
+            f"Move the fleet to it: fleet release rebase {policy.base}; or set a policy for the "
+            f"release: fleet policy set base={release.base} --yes",
+        )
+    layout = bench.layout(policy.method, release.base)
     for what, own, wanted in (
-        ("base", policy.base, release.base),
         ("method", policy.method, release.method),
-        ("method", layout.digest, release.state.layout.digest),
+        ("layout", layout.digest, release.state.layout.digest),
     ):
         if own != wanted:
             raise MismatchError(
-                f"other-{what}",
+                "other-method",
                 f"the policy has {what} {own[:12]}, the fleet's release {release.number} has "
                 f"{wanted[:12]}",
                 "Set a policy for the release, or promote another release.",
             )
     return release
+
+
+def _check_rank(bench: Bench, policy: FleetPolicy) -> None:
+    rank = bench.rank(policy.base)
+    if rank != policy.rank:
+        raise MismatchError(
+            "other-rank",
+            f"the policy trains rank {policy.rank}, its base has rank {rank}",
+            "Set a policy with the rank of the base: fleet policy set",
+        )
 
 
 def begun(
@@ -125,6 +157,8 @@ def begun(
     number: int,
     release_number: int,
     memory: Memory = NOTHING,
+    *,
+    rank: int,
 ) -> c.State:
     """Return the coordinator's state before a round.
 
@@ -134,6 +168,7 @@ def begun(
         number: The round.
         release_number: Of the release that it makes.
         memory: What the policy's rule remembered when it made ``start``.
+        rank: Of the frames of ``start``'s base.
     """
     rules = c.Rules(
         rounds=ENDLESS,
@@ -146,7 +181,7 @@ def begun(
     )
     task = c.Task(
         method=policy.method,
-        rank=policy.rank,
+        rank=rank,
         layout=start.state.layout,
         optimiser=policy.optimiser,
         learning_rate=policy.learning_rate,
@@ -158,6 +193,9 @@ def begun(
         max_steps=policy.max_steps,
         memory_budget=policy.memory_budget,
         compression=policy.compression,
+        anchor=policy.anchor,
+        ewc=policy.ewc,
+        distil=policy.distil,
     )
     state = c.begin(rules, task, start, round_number=number, memory=memory)
     return replace(state, number=release_number)
@@ -234,4 +272,7 @@ def _task_of(plan: Plan, layout: Layout) -> c.Task:
         max_steps=plan.max_steps,
         memory_budget=plan.memory_budget,
         compression=plan.compression,
+        anchor=plan.anchor,
+        ewc=plan.ewc,
+        distil=plan.distil,
     )

@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from fleet.errors import InputError
 from fleet.federate.compress import Encoding
-from fleet.federate.records import problems_of
+from fleet.federate.records import LARGEST_DISTIL, LARGEST_PULL, problems_of
 from fleet.federate.rule import MEAN, read_rule
 
 __all__ = ["LARGEST_COHORT", "ON_ORDER", "FleetPolicy"]
@@ -37,9 +37,10 @@ class FleetPolicy(BaseModel):
     """How rounds are planned, who takes part, and what happens to a release.
 
     Args:
-        base: Digest of the base that releases are relative to, 64 hexadecimal digits.
+        base: Digest of a base of the fleet's line, 64 hexadecimal digits: the one that its first
+            release is of, or one that it was moved to since. Rounds train on the release's base.
         method: What is trained, see ``fleet.peft``.
-        rank: Columns of each core.
+        rank: Columns of each core on that base; on another one of the line it is that one's own.
         rule: How updates are aggregated, see ``fleet.federate.rule``; what it remembers from round
             to round is kept with each release, and another rule starts afresh.
         compression: How updates are packed, see ``fleet.federate.compress``.
@@ -52,6 +53,10 @@ class FleetPolicy(BaseModel):
         weight_cap: Largest weight of one device in the mean, windows.
         seed: Root of the cohort's selection and of local batch order.
         memory_budget: Bytes that a step may hold; 0 for no limit.
+        anchor: Strength of L2 to the release in local training, see ``fleet.continual.guards``; 0
+            for none. Devices from before there were guards refuse a plan that asks for one.
+        ewc: Strength of elastic weight consolidation; 0 for none.
+        distil: Strength of distillation from the release; 0 for none.
         cohort: Devices asked per round; 0 for all that are eligible.
         quorum: Updates that a release needs; 0 for half of those asked.
         over_select: With it, ``quorum + over_select`` devices are asked and the round closes once
@@ -86,6 +91,9 @@ class FleetPolicy(BaseModel):
     weight_cap: int = Field(default=4096, ge=1, le=4096)
     seed: int = Field(default=0, ge=0)
     memory_budget: int = Field(default=0, ge=0)
+    anchor: float = Field(default=0.0, ge=0, le=LARGEST_PULL)
+    ewc: float = Field(default=0.0, ge=0, le=LARGEST_PULL)
+    distil: float = Field(default=0.0, ge=0, le=LARGEST_DISTIL)
     cohort: int = Field(default=0, ge=0, le=LARGEST_COHORT)
     quorum: int = Field(default=0, ge=0, le=LARGEST_COHORT)
     over_select: int = Field(default=0, ge=0, le=LARGEST_COHORT)

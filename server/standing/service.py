@@ -35,6 +35,7 @@ from server.standing.collecting import ACTOR, Collection
 from server.standing.delivery import Deliveries
 from server.standing.eligibility import Absent, History, eligible
 from server.standing.judging import LONGEST_EVALUATION_S, Judges
+from server.standing.moving import Moves
 from server.standing.nodes import Roster
 from server.standing.ordering import Desk
 from server.standing.planning import (
@@ -90,7 +91,8 @@ class Service:
         self.bench = Bench(self.registry)
         parts = (self.asking, self.roster, self.registry, self.bench, world)
         self.deliveries, self.judges = Deliveries(*parts), Judges(*parts)
-        self.desk = Desk(self.registry, world, self._judge, self.judges.busy)
+        moves = Moves(self.registry, self.bench, world)
+        self.desk = Desk(self.registry, world, self._judge, moves.rebase, self.judges.busy)
         self._stopping = lambda: False
         self._started_at_s = world.clock()
 
@@ -220,11 +222,14 @@ class Service:
                 silent=self.roster.silences(),
                 spent=self.registry.observations.spent(),
                 cost=2 * (FLOAT_BYTES * start.state.layout.size + FRAME_BYTES),
+                base=start.base,
+                bases=self.registry.releases.bases(),
             ),
         )
         memory = self.registry.releases.memory(start.number, read_rule(policy.rule))
         free = self.registry.releases.next_number()
-        fresh = begun(policy, start, number, free, memory)
+        rank = self.bench.rank(start.base)
+        fresh = begun(policy, start, number, free, memory, rank=rank)
         needed = max(policy.minimum, policy.cohort, fresh.rules.needed(len(chosen)))
         if len(chosen) < needed:
             self._too_few(order, number, len(chosen), needed, absent)

@@ -1,4 +1,4 @@
-"""``fleet base``: train and inspect bases; install and list those of a server."""
+"""``fleet base``: train, inspect and renew bases; install and list those of a server."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fleet.errors import InputError
 from server.control.cli.base import INSTALL_EXAMPLES, LIST_EXAMPLES, install, list_
 from server.control.cli.render import Format, FormatOption, emit
 from server.control.cli.tables import room, told
+from simulations.cli.base_renewal import GROW_EXAMPLES, REBASE_EXAMPLES, grow, rebase
 
 __all__ = ["app"]
 
@@ -21,11 +22,13 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 @app.callback()
 def group() -> None:
-    """Train and inspect base models, install them on a server, list those of a server."""
+    """Train, inspect and renew base models, install them on a server, list those of a server."""
 
 
 app.command(epilog=INSTALL_EXAMPLES)(install)
 app.command("list", epilog=LIST_EXAMPLES)(list_)
+app.command(epilog=REBASE_EXAMPLES)(rebase)
+app.command(epilog=GROW_EXAMPLES)(grow)
 
 
 @app.command(

@@ -22,12 +22,13 @@ __all__ = ["INSTALL_EXAMPLES", "LIST_EXAMPLES", "install", "list_"]
 
 INSTALL_EXAMPLES = (
     "Example:\n\nfleet base install base.safetensors\n\n"
-    "Next: fleet policy set base=DIGEST, with the digest that it prints"
+    "Next: fleet policy set base=DIGEST, with the digest that it prints; of a fleet that has "
+    "releases: fleet release rebase DIGEST"
 )
 LIST_EXAMPLES = "Examples:\n\nfleet base list\n\nfleet base list --format json"
 COLUMNS = (
     *("whole=digest", "model", "classes", "trained_on", "installed=installed (UTC)"),
-    "used_by_policy",
+    *("used_by_policy", "releases"),
 )
 
 
@@ -37,7 +38,7 @@ def install(
     file: Annotated[Path, typer.Argument(help="A base: fleet base train --out FILE.")],
     form: FormatOption = Format.table,
 ) -> None:
-    """Install a base on a server, so that its policy can name it; of 16 MiB at most.
+    """Install a base on a server, for its policy to name or its fleet to move to; 16 MiB at most.
 
     Done again it changes nothing.
     """
@@ -48,15 +49,17 @@ def install(
 
     def show(console: Console) -> None:
         told(console, f"installed {digest} (at {installed['at']}, by {installed['by']})")
-        if not data["base"]["used_by_policy"]:
-            told(console, f"Next: fleet policy set base={digest} --yes")
+        if data["base"]["used_by_policy"]:
+            return
+        first = f"fleet policy set base={digest} --yes"
+        told(console, f"Next: {f'fleet release rebase {digest}' if data['moves'] else first}")
 
     emit(data, form, show)
 
 
 @reaching
 def list_(reach: Reach, form: FormatOption = Format.table) -> None:
-    """List the bases of a server, and which one its policy names."""
+    """List the bases of a server, and on which one rounds by its policy train."""
     with reach.open() as verbs:
         data = verbs.ask(r.BaseList()).data
 

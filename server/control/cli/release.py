@@ -23,6 +23,7 @@ from server.control.cli.asking import (
     reach_of,
 )
 from server.control.cli.reaching import reaching
+from server.control.cli.rebase import EXAMPLES, rebase
 from server.control.cli.render import Format, FormatOption, emit
 from server.control.cli.tables import draw, lines, quiet, told, word
 from server.control.reach import Reach
@@ -31,10 +32,10 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
-COLUMNS = ("number", "digest", "current", "signed", "created", "promoted", "withdrawn")
+COLUMNS = ("number", "digest", "base", "current", "signed", "created", "promoted", "withdrawn")
 DETAILS = (
     *("number", "digest", "base", "frame", "parent", "method", "entries", "norm", "current"),
-    *("signed", "created", "promoted", "withdrawn", "served_by", "pinned"),
+    *("signed", "created", "promoted", "withdrawn", "rebase", "served_by", "pinned"),
 )
 Either = Annotated[
     str,
@@ -186,6 +187,9 @@ def rollback(
     asked = r.ReleaseRollback(key=fresh_key(), release=number, why=reason, dry_run=dry_run)
     target = "the release before" if number is None else f"release {number}"
     _moved(reach, asked, f"roll back to {target}", yes, form)
+
+
+app.command(epilog=EXAMPLES)(rebase)
 
 
 @app.command(

@@ -11,6 +11,7 @@ from server.control.verbs.fleet import Fleet
 from server.control.verbs.shown import utc
 from server.installed import base_in
 from server.registry.records import BaseRow
+from server.standing.line import trained_base
 
 __all__ = ["check_installed", "install", "listed"]
 
@@ -24,7 +25,9 @@ def install(fleet: Fleet, actor: str, asked: r.BaseInstall) -> Answer:
     """
     base = base_in(asked.content)
     row = fleet.registry.bases.install(base.digest, asked.content, actor=actor, key=asked.key)
-    return Answer({"base": _shown(fleet, row)})
+    # Of a fleet that serves a release the way to another base is a rebase.
+    moves = fleet.registry.releases.current() is not None
+    return Answer({"base": _shown(fleet, row), "moves": moves})
 
 
 def listed(fleet: Fleet, actor: str, asked: r.BaseList) -> Answer:
@@ -47,7 +50,6 @@ def check_installed(fleet: Fleet, digest: str) -> None:
 
 
 def _shown(fleet: Fleet, row: BaseRow) -> dict[str, Any]:
-    held = fleet.registry.policy.newest()
     at, by = utc(row.installed.at_s), row.installed.by
     return {
         "digest": row.digest,
@@ -55,8 +57,15 @@ def _shown(fleet: Fleet, row: BaseRow) -> dict[str, Any]:
         "size": row.size,
         "file": row.path,
         "installed": {"at": at, "by": by, "why": row.installed.why},
-        "used_by_policy": held is not None and held.policy.base == row.digest,
+        "used_by_policy": row.digest == _trained(fleet),
+        "releases": list(fleet.registry.releases.bases().values()).count(row.digest),
     }
+
+
+def _trained(fleet: Fleet) -> str:
+    """Return the base that rounds by the policy train on, after a rebase too; empty without one."""
+    held = fleet.registry.policy.newest()
+    return "" if held is None else trained_base(fleet.registry, held.policy)
 
 
 def _record(fleet: Fleet, row: BaseRow) -> dict[str, Any]:

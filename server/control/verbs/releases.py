@@ -19,6 +19,7 @@ from server.control.verbs.pinning import pinned
 from server.control.verbs.shown import shown_release
 from server.control.verbs.touched import moved_by, rounds_of, touched
 from server.registry.records import Device, ReleaseRow
+from server.standing.line import told_of
 
 __all__ = [
     "diff",
@@ -50,6 +51,7 @@ def show(fleet: Fleet, actor: str, asked: r.ReleaseShow) -> Answer:
         "frame": row.frame,
         "entries": release.state.layout.size,
         "norm": round(release.state.norm, 6),
+        "rebase": told_of(row.provenance),
         "provenance": dict(row.provenance),
         "served_by": [each.name for each in devices if each.serves_release == row.number],
         "pinned": [each.name for each in devices if each.pinned == row.number],

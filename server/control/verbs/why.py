@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fleet.federate.wire import BASE_MISSING
 from server.control.verbs.counts import weight_in
 from server.control.verbs.fleet import Fleet
 from server.control.verbs.life import life
@@ -93,17 +94,20 @@ def _serving(fleet: Fleet, device: Device) -> str:
     if told is not None and told.reason and told.release == should:
         often = "once" if told.tries == 1 else f"{told.tries} times"
         tried = f", told {often}, last at {utc(told.told_at_s)}: {told.reason}"
+    way = _on_its_way(fleet, device, "" if not tried or told is None else told.reason)
     return (
         f"it serves release {device.serves_release} and should serve {should}{because} "
-        f"({seen}{tried}); {_on_its_way(fleet, device, bool(tried))}"
+        f"({seen}{tried}); {way}"
     )
 
 
-def _on_its_way(fleet: Fleet, device: Device, refused: bool) -> str:
+def _on_its_way(fleet: Fleet, device: Device, refused: str) -> str:
     """Return since when a device should serve another release, and what to do if it stays so."""
     found = life(fleet)
     if found.ran and not found.alive:
         return f"nobody tells it, since the service {found.told}: {found.next}"
+    if refused.partition(":")[0] == BASE_MISSING:
+        return "it is told again, with the base that it lacks; on the device: fleet-device status"
     if refused:
         return "it is told again, later each time; on the device: fleet-device status"
     current = fleet.registry.releases.current()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from fleet.adapt.attach import make_frames
 from fleet.adapt.merge import merge
 from fleet.adapt.network import folded_network, parameters_of, with_parameters
 from fleet.adapt.state import CoreState
-from fleet.continual.growth import carried, carried_release, grown, rebased
+from fleet.continual.growth import carried, carried_release, grown, rebased, rebased_release
 from fleet.errors import MismatchError
 from fleet.federate.releases import Release
 from fleet.peft.registry import find
@@ -50,6 +51,21 @@ def test_a_carried_release_follows_the_old_one() -> None:
     old = Release(7, base.digest, base.frame_digest, "", "core+head", state)
     moved = carried_release(old, new, layout)
     assert (moved.number, moved.parent, moved.base) == (8, old.digest, new.digest)
+
+
+@pytest.mark.parametrize("make", [carried_release, rebased_release])
+def test_a_release_of_a_new_base_takes_a_number_that_is_free_and_none_before_its_parents(
+    make: Callable[..., Release],
+) -> None:
+    base = make_base()
+    state = state_of(base, "core")
+    old = Release(7, base.digest, base.frame_digest, "", "core", state)
+    new = grown(base, MORE, seed=0)
+    assert make(old, new, state.layout).number == 8
+    assert make(old, new, state.layout, number=12).number == 12
+    with pytest.raises(MismatchError, match="7 cannot follow 7") as caught:
+        make(old, new, state.layout, number=7)
+    assert caught.value.code == "release-number"
 
 
 def test_old_classes_cannot_change_their_indices() -> None:

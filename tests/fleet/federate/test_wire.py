@@ -145,6 +145,9 @@ OTHER: dict[str, Any] = {
     "max_steps": 7,
     "memory_budget": 1 << 20,
     "compression": "int4",
+    "anchor": 0.1,
+    "ewc": 0.1,
+    "distil": 0.1,
 }
 
 

@@ -66,6 +66,9 @@ def requests(content: bytes = b"no base at all") -> list[r.Request]:
         r.BaseInstall(key="k25", content=content),
         r.BaseInstall(key="k26", content=content[:-9]),
         r.BaseList(),
+        r.ReleaseRebase(key="k29", base="c" * 64),
+        r.ReleaseRebase(key="k30", base=BASE.digest[:9], why="frames exhausted"),
+        r.ReleaseRebase(key="k31", base=BASE.digest, dry_run=True),
         r.PolicyShow(),
         r.PolicySet(key="k27", policy=json.dumps({"base": "c" * 64})),
         r.PolicySet(key="k28", policy=json.dumps({"base": "base.safetensors"})),
@@ -124,5 +127,5 @@ def test_every_verb_answers_the_same_here_and_over_the_wire(
         *("no-such-device", "nothing-asked", "device-name", "no-such-round", "no-such-update"),
         *("one-of-both", "not-earlier", "no-such-release", "no-policy", "bad-policy"),
         *("head-incomplete", "no-such-operator", "last-admin", "rule"),
-        *("bundle-damaged", "base-not-installed"),
+        *("bundle-damaged", "base-not-installed", "no-such-base", "base-unreadable"),
     }

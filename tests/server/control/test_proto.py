@@ -37,6 +37,7 @@ MUST = {
     "policy": "{}",
     "operator": "anna",
     "content": b"base",
+    "base": "ab" * 32,
 }
 MUST_NUMBER = {"release": 1, "round": 1, "first": 0, "second": 1}
 

@@ -7,7 +7,7 @@ import pytest
 from fleet.errors import InputError, RoundError
 from server.registry import Registry, orders
 from server.registry.orders import OrderState, Verb
-from tests.server.registry.filled import NOW_S, OPERATOR, Clock
+from tests.server.registry.filled import BASE, NOW_S, OPERATOR, Clock
 
 SERVICE = "service"
 
@@ -43,6 +43,25 @@ def test_an_order_that_failed_says_why_and_never_ends_again(registry: Registry) 
         with pytest.raises(RoundError) as caught:
             again(placed.id, actor=SERVICE)
         assert caught.value.code == "order-finished"
+
+
+def test_a_rebase_names_an_installed_base_and_what_else_it_may_say(registry: Registry) -> None:
+    placed = registry.orders.place("rebase", {"base": BASE.digest}, actor=OPERATOR)
+    assert placed.args == {
+        "base": BASE.digest,
+        "method": "",
+        "hold": False,
+        "another_network": False,
+        "why": "",
+    }
+    with pytest.raises(InputError) as caught:
+        registry.orders.place("rebase", {"base": "c" * 64}, actor=OPERATOR)
+    assert caught.value.code == "no-such-base"
+    for args in ({}, {"base": 3}, {"base": BASE.digest, "hold": 1}, {"base": "c", "more": ""}):
+        with pytest.raises(InputError, match=r"takes base \(str\), method \(str\), hold") as caught:
+            registry.orders.place("rebase", args, actor=OPERATOR)
+        assert caught.value.code == "bad-order"
+    assert registry.orders.all() == (placed,)
 
 
 def test_the_same_key_places_one_order(registry: Registry) -> None:

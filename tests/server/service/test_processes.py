@@ -18,6 +18,7 @@ from fleet.adapt.base import Base
 from fleet.errors import FleetError, StorageError
 from fleet.supervise.child import Exit
 from fleet.supervise.ward import Spec, World
+from server.rebasing import rebase
 from server.registry import open_registry
 from server.service import doctor
 from server.service.authority import SERVER_DAYS
@@ -43,6 +44,7 @@ from server.service.processes import (
 from server.service.setup import renewed
 from server.standing.policy import FleetPolicy
 from tests.flower_processes import free_port
+from tests.server.control.rebasing import NEW, OLD, RELEASE, on_a_release
 from tests.server.service.fronting import made_folder
 
 NOW = datetime.now(timezone.utc)
@@ -259,6 +261,32 @@ def test_the_doctor_of_a_standing_server_looks_for_the_policys_base(
         assert found() == ("fail", "Install it: fleet base install FILE")
         registry.bases.install(tiny_base.digest, tiny_base_file, actor="anna")
         assert found() == ("ok", "")
+
+
+def test_the_doctor_looks_at_the_base_that_rounds_train_on_after_a_rebase(
+    folder: ServerFolder,
+) -> None:
+    config = load_config(folder).model_copy(update={"service": Service(standing=True)})
+    save_config(config, folder)
+
+    def found() -> tuple[str, str]:
+        [only] = [each for each in examine(folder, NOW) if each.check == "base"]
+        return only.result, only.detail + only.fix
+
+    with open_registry(folder.path / "registry.sqlite", clock=NOW.timestamp) as registry:
+        on_a_release(registry)
+        registry.policy.set(FleetPolicy(base=NEW.digest, rank=2), actor="anna")
+        result, told = found()
+        assert (result, f"fleet release rebase {NEW.digest}" in told) == ("fail", True)
+        assert "none that the fleet came over: no round can open" in told
+        registry.policy.set(FleetPolicy(base=OLD.digest, rank=2), actor="anna")
+        assert found() == ("ok", f"the policy's base {OLD.digest[:12]}… is installed")
+        release = rebase(OLD, RELEASE, NEW, number=1).release
+        registry.releases.add(release, actor="anna")
+        registry.releases.promote(1, actor="anna")
+        assert found() == ("ok", f"the fleet's base {NEW.digest[:12]}… is installed")
+        registry.policy.set(FleetPolicy(base=NEW.digest, rank=2), actor="anna")
+        assert found() == ("ok", f"the policy's base {NEW.digest[:12]}… is installed")
 
 
 def test_the_doctor_finds_a_port_that_is_taken(folder: ServerFolder) -> None:

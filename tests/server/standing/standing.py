@@ -24,6 +24,7 @@ from fleet.federate.served import merge_release
 from fleet.federate.wire import Payload, decode_plan
 from fleet.har.population import Population
 from fleet.peft.core import core
+from server.installed import base_in
 from server.messages import payload_of
 from server.registry import Registry, open_registry
 from server.registry.lease import Holder
@@ -229,7 +230,7 @@ class Fleet:
 @contextmanager
 def fleet_in(file: Path, base: Base, people: Population, config: RunConfig) -> Iterator[Fleet]:
     """Make a fleet of enrolled people on an empty registry."""
-    clock, known = Clock(), dict[int, str]()
+    clock, known, bases = Clock(), dict[int, str](), {base.digest: base}
     first = first_release(base, "core", core.layout(folded_network(base), base.frames))
     with open_registry(file, clock=clock) as registry:
         for name in people.devices:
@@ -241,7 +242,9 @@ def fleet_in(file: Path, base: Base, people: Population, config: RunConfig) -> I
         def kernels(number: int) -> str:
             if number not in known:
                 release = first if number == 0 else registry.releases.load(number)
-                known[number] = digest_arrays(merge_release(base, release))
+                if release.base not in bases:
+                    bases[release.base] = base_in(registry.bases.content(release.base))
+                known[number] = digest_arrays(merge_release(bases[release.base], release))
             return known[number]
 
         yield Fleet(registry, base, config, Devices(people.devices, kernels), clock)

@@ -129,6 +129,22 @@ def test_each_rule_has_its_reason(
     )
 
 
+@pytest.mark.parametrize(("serves", "asked"), [(7, False), (8, True), (-1, True), (99, True)])
+def test_who_serves_a_release_of_another_base_than_the_rounds_is_not_asked(
+    serves: int, asked: bool
+) -> None:
+    one, two = "ab" * 32, "cd" * 32
+    history = History(round=1, online=frozenset({"ada"}), base=two, bases={7: one, 8: two})
+    ada = device("ada", serves_release=serves)
+    chosen, absent = eligible(policy(), [ada], NOW_S, history)
+    assert chosen == (("ada",) if asked else ())
+    if not asked:
+        told = "serves release 7 of base abababababab…, the round is of base cdcdcdcdcdcd…"
+        assert (absent["ada"].reason, absent["ada"].detail) == ("other-base", told)
+    anywhere = History(round=1, online=frozenset({"ada"}), bases={7: one})
+    assert eligible(policy(), [ada], NOW_S, anywhere)[0] == ("ada",)
+
+
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [

@@ -11,6 +11,7 @@ from flwr.app import Context, Message
 from fleet.federate.admission import Reason
 from fleet.measure.f1 import macro_f1
 from server.registry.records import RoundState
+from server.standing import planning
 from server.standing.service import BEAT_S
 from tests.server.registry.filled import OPERATOR
 from tests.server.running import Setting
@@ -27,6 +28,15 @@ def test_rounds_end_in_the_release_that_a_simulation_ends_in(
     fleet.steps(5)
     assert len(fleet.registry.rounds.all()) == 2  # as many as the policy wants
     assert fleet.registry.replay(2).same
+
+
+def test_the_policys_guards_are_the_plans(quick: Fleet) -> None:
+    quick.policy(rounds=1, anchor=0.1, ewc=2.0, distil=0.5)
+    quick.run(lambda: bool(quick.registry.rounds.all()))
+    plan = quick.registry.rounds.get(1).plan
+    assert (plan.anchor, plan.ewc, plan.distil) == (0.1, 2.0, 0.5)
+    task = planning._task_of(plan, planning.Bench(quick.registry).layout(plan.method, plan.base))
+    assert (task.anchor, task.ewc, task.distil) == (0.1, 2.0, 0.5)
 
 
 def test_the_policys_compression_is_the_plans(quick: Fleet) -> None:

@@ -27,7 +27,8 @@ def test_a_base_is_installed_listed_and_named_by_a_policy(
     assert "fleet base show FILE --format json" in told["hint"]
     text = read("base", "install", tiny_base_file)
     assert f"installed {digest}" in text
-    assert f"Next: fleet policy set base={digest} --yes" in text
+    # The fleet serves a release, so its way to another base is a rebase.
+    assert f"Next: fleet release rebase {digest}\n" in text
     assert ask("policy", "set", f"base={digest}", "--yes")[0] == 0
     assert "Next" not in read("base", "install", tiny_base_file)
     assert digest in read("base", "list")
