@@ -17,6 +17,7 @@ from clients.agent.calibrating.settings import OwnStatistics
 from clients.agent.drifting.settings import Drift
 from clients.agent.policy import Policy
 from clients.agent.private.settings import Personal
+from clients.agent.pseudo.settings import PseudoLabels
 from fleet.errors import InputError, StorageError
 from fleet.files import write_text
 from fleet.tables import Table, lines_of
@@ -210,6 +211,7 @@ class DeviceConfig(Table):
     run: Run = Field(default_factory=Run)
     personal: Personal = Field(default_factory=Personal)
     statistics: OwnStatistics = Field(default_factory=OwnStatistics)
+    pseudo_labels: PseudoLabels = Field(default_factory=PseudoLabels)
 
     @field_validator("server")
     @classmethod

@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from clients.agent.continual_labels import logits_of, pseudo_labelled
+from clients.agent.continual_labels import pseudo_labelled
 from clients.agent.continual_memory import ALARMS_KEPT, DeviceMemory, Labelled, known_of
 from clients.agent.continual_private import PrivateCore, PrivateWork, private_work, tried_alone
+from clients.agent.guarding import guards_for, weighed
 from clients.agent.learner import Learner, Windows, Workbench
 from clients.agent.watching import watched
 from fleet.adapt.attach import single_thread
@@ -26,7 +27,7 @@ from fleet.adapt.state import CoreState
 from fleet.adapt.train import Guard, predict
 from fleet.continual.calibration import Calibration, calibrated, calibration_of, trust_of
 from fleet.continual.growth import carried
-from fleet.continual.guards import Anchor, Distil, fisher_information, joined_fisher
+from fleet.continual.guards import joined_fisher
 from fleet.continual.options import ContinualOptions
 from fleet.continual.personal import re_expressed
 from fleet.continual.signals import Reference
@@ -35,9 +36,6 @@ from fleet.measure.f1 import confusion
 from fleet.seeds import generator
 
 __all__ = ["ContinualDevice", "DeviceMemory", "Labelled"]
-
-# Windows that the Fisher information of a release is estimated on, one backward pass each.
-FISHER_WINDOWS = 32
 
 
 @dataclass(eq=False)
@@ -258,24 +256,10 @@ class ContinualDevice:
         return [(x, y)] if len(y) else []
 
     def _guards(self, learner: Learner, plan: Plan, release: CoreState) -> Sequence[Guard]:
-        options, guards = self.options, list[Guard]()
-        if options.anchor:
-            guards.append(Anchor(release, options.anchor))
-        if options.ewc and self.memory.fisher is not None:
-            guards.append(Anchor(release, options.ewc, self.memory.fisher))
-        if options.distil:
-            logits = logits_of(learner.bench.served(release), learner.windows.train_x)
-            guards.append(Distil(logits, options.distil))
-        return guards
+        return guards_for(self.options, learner, plan, release, self.memory.fisher)
 
     def _weigh_entries(self, plan: Plan, release: CoreState, fresh: Labelled) -> None:
-        with single_thread():
-            attached = self.own_bench.attach(plan.method, release, torch.float32)
-            now = fisher_information(
-                attached,
-                torch.from_numpy(fresh.x),
-                torch.from_numpy(fresh.y),
-                windows=FISHER_WINDOWS,
-            )
+        windows = Windows(fresh.x, fresh.y, fresh.x[:0], fresh.y[:0])
+        now = weighed(self.own_bench, plan.method, release, windows)
         fisher = joined_fisher(self.memory.fisher, now, self.options.ewc_keep)
         self.memory = replace(self.memory, fisher=fisher)

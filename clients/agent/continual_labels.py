@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,10 +16,69 @@ from fleet.adapt.attach import single_thread
 from fleet.continual.options import ContinualOptions
 from fleet.continual.pseudo import agreement, choose, worth_it
 
-__all__ = ["logits_of", "loss_of", "probabilities", "pseudo_labelled"]
+__all__ = ["Guesses", "guessed", "logits_of", "loss_of", "probabilities", "pseudo_labelled"]
+
+Forward = Callable[[NDArray[np.float32]], NDArray[np.float64]]
+"""Of windows ``(n, channels, window)``: class probabilities ``(n, classes)``."""
 
 # Windows per forward pass where nothing is trained.
 PREDICT_BATCH = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Guesses:
+    """What a network says of windows without a label, and how far it is to be believed.
+
+    Args:
+        rows: Windows that it is sure of, int64 ``(m,)`` ascending.
+        labels: Their classes, int64 ``(m,)``.
+        right: How often it was right on labelled windows that it was sure of.
+        confident: Of how many.
+        why: Why there are no rows: ``no-held-out``, ``no-unlabelled``, ``few-held-out`` (also with
+            all right there would be too few to tell), ``not-precise`` or ``none-confident``; empty
+            where there are some.
+    """
+
+    rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    right: int = 0
+    confident: int = 0
+    why: str = ""
+
+
+def guessed(
+    forward: Forward,
+    x: NDArray[np.float32],
+    y: NDArray[np.int64],
+    unlabelled: NDArray[np.float32],
+    *,
+    threshold: float,
+    precision: float,
+    total: int,
+) -> Guesses:
+    """Try a network on labelled windows and, where it is trusted, let it label others.
+
+    Args:
+        forward: The network.
+        x: Labelled windows that it was not trained on ``(n, channels, window)``.
+        y: Their classes, int64 ``(n,)``.
+        unlabelled: ``(m, channels, window)``.
+        threshold: Confidence that a window needs.
+        precision: Least lower bound of its precision, see :func:`fleet.continual.pseudo.worth_it`.
+        total: Most windows that it labels; classes share it evenly.
+    """
+    if not (len(y) and len(unlabelled)):
+        return Guesses(why="no-unlabelled" if len(y) else "no-held-out")
+    right, confident = agreement(forward(x), y, threshold)
+    if not worth_it(right, confident, bound=precision):
+        could = worth_it(confident, confident, bound=precision)
+        why = "not-precise" if could else "few-held-out"
+        return Guesses(right=right, confident=confident, why=why)
+    found = forward(unlabelled)
+    whole = np.flatnonzero(np.isfinite(found).all(axis=1))
+    per_class = -(-total // found.shape[1])
+    rows, labels = choose(found[whole], threshold=threshold, per_class=per_class, total=total)
+    return Guesses(whole[rows], labels, right, confident, "" if len(rows) else "none-confident")
 
 
 def pseudo_labelled(
@@ -32,19 +95,18 @@ def pseudo_labelled(
         fresh: Labelled windows that it is tried on first.
         unlabelled: ``(m, channels, window)``.
     """
-    none = unlabelled[:0], np.zeros(0, np.int64)
-    if not options.pseudo or not len(fresh) or not len(unlabelled):
-        return none
-    known, threshold = probabilities(network, fresh.x), options.pseudo_threshold
-    right, confident = agreement(known, fresh.y, threshold)
-    if not worth_it(right, confident, bound=options.pseudo_precision):
-        return none
-    total = max(1, round(options.pseudo * len(fresh)))
-    found = probabilities(network, unlabelled)
-    rows, labels = choose(
-        found, threshold=threshold, per_class=-(-total // found.shape[1]), total=total
+    if not options.pseudo:
+        return unlabelled[:0], np.zeros(0, np.int64)
+    found = guessed(
+        partial(probabilities, network),
+        fresh.x,
+        fresh.y,
+        unlabelled,
+        threshold=options.pseudo_threshold,
+        precision=options.pseudo_precision,
+        total=max(1, round(options.pseudo * len(fresh))),
     )
-    return unlabelled[rows], labels
+    return unlabelled[found.rows], found.labels
 
 
 def probabilities(network: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -52,10 +114,13 @@ def probabilities(network: nn.Module, x: NDArray[np.float32]) -> NDArray[np.floa
     return np.asarray(torch.softmax(logits_of(network, x).double(), dim=1).numpy())
 
 
-def logits_of(network: nn.Module, x: NDArray[np.float32]) -> torch.Tensor:
-    """Return logits ``(n, classes)`` of one window or more."""
+def logits_of(
+    network: nn.Module, x: NDArray[np.float32], *, batch: int | None = None
+) -> torch.Tensor:
+    """Return logits ``(n, classes)`` of one window or more, ``batch`` of them at once."""
+    size = min(batch or PREDICT_BATCH, PREDICT_BATCH)
     with torch.no_grad(), single_thread():
-        parts = [network(part) for part in torch.split(torch.from_numpy(x), PREDICT_BATCH)]
+        parts = [network(part) for part in torch.split(torch.from_numpy(x), size)]
     return torch.cat(parts)
 
 

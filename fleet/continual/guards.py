@@ -75,6 +75,8 @@ class Distil:
         logits: The teacher's, float ``(windows, classes)`` of all windows that are trained on.
         strength: Not negative.
         temperature: ``T``, positive.
+        together: Windows that run at once; None for all of a step. In parts only the order of a sum
+            is another.
 
     Raises:
         InputError: ``guard-strength``.
@@ -83,6 +85,7 @@ class Distil:
     logits: torch.Tensor
     strength: float
     temperature: float = 2.0
+    together: int | None = None
 
     def __post_init__(self) -> None:
         _check_strength(self.strength)
@@ -91,15 +94,24 @@ class Distil:
 
     def add_gradient(self, attached: Attached, x: torch.Tensor, rows: NDArray[np.int64]) -> None:
         """Run the step's windows once more, see :class:`fleet.adapt.train.Guard`."""
-        student = functional.log_softmax(attached.module(x) / self.temperature, dim=1)
-        teacher = self.logits[torch.from_numpy(rows)].to(student) / self.temperature
-        wanted = functional.softmax(teacher, dim=1)
-        loss = functional.kl_div(student, wanted, reduction="batchmean")
-        (loss * (self.strength * self.temperature**2)).backward()  # type: ignore[no-untyped-call]
+        chosen, scale = torch.from_numpy(rows), self.strength * self.temperature**2
+        size = min(self.together or len(x), len(x))
+        for part, which in zip(torch.split(x, size), torch.split(chosen, size), strict=True):
+            student = functional.log_softmax(attached.module(part) / self.temperature, dim=1)
+            teacher = self.logits[which].to(student) / self.temperature
+            wanted = functional.softmax(teacher, dim=1)
+            loss = functional.kl_div(student, wanted, reduction="batchmean")
+            share = scale if size == len(x) else scale * len(part) / len(x)
+            (loss * share).backward()  # type: ignore[no-untyped-call]
 
 
 def fisher_information(
-    attached: Attached, x: torch.Tensor, y: torch.Tensor, *, windows: int
+    attached: Attached,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    windows: int,
+    together: bool = True,
 ) -> CoreState:
     """Return the diagonal of the empirical Fisher information over core states.
 
@@ -113,14 +125,16 @@ def fisher_information(
         x: ``(n, channels, window)``.
         y: ``(n,)`` int64.
         windows: Most windows to look at, evenly spaced.
+        together: Whether a lean one may do so; else it takes no more memory than a step on one
+            window.
 
     Returns:
         Of the state's layout and float32; zeros without windows.
     """
     step = max(1, -(-len(y) // windows))
     x, y = x[::step], y[::step]
-    together = _as_devices(attached, len(y))
-    total = _squares(attached, x, y) if together is None else _squares_of(together, x, y)
+    at_once = _as_devices(attached, len(y)) if together else None
+    total = _squares(attached, x, y) if at_once is None else _squares_of(at_once, x, y)
     largest = max((float(t.max()) for t in total.values() if t.numel()), default=0.0)
     scale = 1.0 / largest if largest > 0 else 0.0
     arrays = {name: (t * scale).cpu().numpy().astype(np.float32) for name, t in total.items()}

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleet.errors import InputError
-from fleet.federate.records import problems_of
+from fleet.federate.records import LARGEST_DISTIL, LARGEST_PULL, problems_of
 
 __all__ = ["ContinualOptions"]
 
@@ -49,10 +49,10 @@ class ContinualOptions(BaseModel):
     replay_encoding: Literal["int8", "float16", "float32"] = "int8"
     replay_share: float = Field(1.0, ge=0, le=100)
     replay_mix: Literal["fresh-first", "uniform"] = "fresh-first"
-    anchor: float = Field(0.0, ge=0, le=1e6)
-    ewc: float = Field(0.0, ge=0, le=1e6)
+    anchor: float = Field(0.0, ge=0, le=LARGEST_PULL)
+    ewc: float = Field(0.0, ge=0, le=LARGEST_PULL)
     ewc_keep: float = Field(0.9, ge=0, le=1)
-    distil: float = Field(0.0, ge=0, le=1e3)
+    distil: float = Field(0.0, ge=0, le=LARGEST_DISTIL)
     calibrate: Literal["none", "adabn"] = "none"
     calibrate_windows: int = Field(256, ge=2, le=100_000)
     pseudo: float = Field(0.0, ge=0, le=100)

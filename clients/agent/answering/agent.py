@@ -93,7 +93,9 @@ class Agent:
             "train": self._train,
             "evaluate": self._evaluate,
             "query.status": lambda _: self.status(),
-            "query.health": lambda _: health_of(self._held, self._world, self.doing),
+            "query.health": lambda _: health_of(
+                self._held, self._world, self.doing, self._config().pseudo_labels.on
+            ),
             "query.release": self._serve,
         }
         if request.kind not in answers:

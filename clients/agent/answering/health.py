@@ -16,18 +16,20 @@ from clients.agent.drifting.showing import tally
 from clients.agent.pinned import REFUSED
 from clients.agent.power.readings import QUANTITIES
 from clients.agent.private.summary import flat
+from clients.agent.pseudo.summary import flat as pseudo_of
 from fleet.federate.wire import Payload, Scalar
 
 __all__ = ["health_of", "values_only"]
 
 
-def health_of(held: Held, world: World, doing: str) -> Payload:
+def health_of(held: Held, world: World, doing: str, pseudo_labels: bool) -> Payload:
     """Say how the device is; what no sensor knows is left out.
 
     Args:
         held: Store and models.
         world: Sensors and clock.
         doing: What the agent works on.
+        pseudo_labels: Whether the owner wants any.
     """
     readings = world.read()
     served, counts = held.serving.served, held.store.windows.counts()
@@ -54,6 +56,7 @@ def health_of(held: Held, world: World, doing: str) -> Payload:
         "drift-age-s": alarm_age_s if alarm_age_s >= 0 else None,
         **flat(held.store, held.serving.folder),
         **statistics_of(held.store, held.serving.folder, world.now()),
+        **pseudo_of(held.store, held.serving.folder, pseudo_labels),
         "waiting-updates": len(held.store.outbox.waiting()),
         "store-bytes": held.store.windows.bytes(),
         "disk-free-bytes": shutil.disk_usage(held.state).free,

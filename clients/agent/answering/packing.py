@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from fleet.adapt.state import CoreState
 from fleet.adapt.train import Progress
-from fleet.errors import StorageError
+from fleet.errors import FleetError, StorageError
 from fleet.federate.wire import Payload
 
 __all__ = [
+    "pack_fisher",
     "pack_progress",
     "pack_residual",
     "pack_update",
+    "unpack_fisher",
     "unpack_progress",
     "unpack_residual",
     "unpack_update",
@@ -53,6 +56,24 @@ def unpack_residual(content: bytes) -> NDArray[np.float32]:
     """
     arrays, _ = _unpack(content, "residual-damaged")
     return arrays["lost"]
+
+
+def pack_fisher(fisher: CoreState) -> bytes:
+    """Return the Fisher information of a core state's entries as bytes."""
+    return _pack(fisher.arrays, {})
+
+
+def unpack_fisher(content: bytes) -> CoreState:
+    """Return what :func:`pack_fisher` packed, to the bit.
+
+    Raises:
+        StorageError: ``fisher-damaged``.
+    """
+    arrays, _ = _unpack(content, "fisher-damaged")
+    try:
+        return CoreState.of(arrays)
+    except FleetError as error:
+        raise StorageError("fisher-damaged", error.message, "") from error
 
 
 def pack_progress(progress: Progress) -> bytes:

@@ -12,13 +12,14 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
-from clients.agent.answering.labelled import Labelled, labelled
+from clients.agent.answering.between import guarding_of, residual_of, space_of
+from clients.agent.answering.labelled import labelled
 from clients.agent.answering.pace import Errand, Pace, check_known, forgets_of
 from clients.agent.answering.packing import (
+    pack_fisher,
     pack_residual,
     pack_update,
     unpack_progress,
-    unpack_residual,
     unpack_update,
 )
 from clients.agent.answering.world import World
@@ -28,6 +29,7 @@ from clients.agent.decisions import DecisionLog
 from clients.agent.drifting.participation import changed_s, rounds_left, spend
 from clients.agent.learner import Learner, Residual
 from clients.agent.policy import Decision, Refusal, may_train
+from clients.agent.pseudo.labelling import Labelling
 from clients.agent.store import Store
 from clients.link.records import STOPPING
 from fleet.adapt.base import Base
@@ -69,6 +71,7 @@ class Training:
         self._log = log
         self._world = world
         self._statistics = statistics
+        self._labelling = Labelling(store, config, world)
         self._last: Decision | None = None
 
     def answered(self, plan: Plan) -> Payload | None:
@@ -137,45 +140,56 @@ class Training:
         config = self._config()
         forgets = forgets_of(self._store)
         found = labelled(self._store, base.record)
-        footing = self._footing(plan, found)
+        guarding = guarding_of(self._store, plan, self._world)
+        begun = self._labelling.begun(plan, found, base.record)
+        footing = self._footing(plan, guarding.named(begun.named(found.digest)))
+        chosen = self._labelling.take(plan, state, found, footing, begun, until)
+        budget = _least(config.policy.memory_budget_bytes, plan.memory_budget)
         learner = Learner(
             config.name,
             base,
-            found.windows,
-            memory_budget_bytes=_least(config.policy.memory_budget_bytes, plan.memory_budget),
+            chosen.joined(found.windows),
+            memory_budget_bytes=guarding.budget(budget, state.layout.size),
             bench=footing.bench,
+            guards=guarding.make,
         )
         learner.check_windows()
-        windows, people = footing.named(found.digest), found.people | footing.people
+        windows = footing.named(guarding.named(chosen.named(found.digest)))
+        people = found.people | chosen.people | guarding.people | footing.people
         resume = self._progress(plan, windows)
         marks = self._store.labels.mark()
         detail: dict[str, Any] = {
             "windows": len(found.windows.train_y),
             "from_step": resume.steps if resume else 0,
+            **chosen.said,
         }
         if footing.digest:
             detail["statistics"] = footing.digest
-        budget_s = self.budget_s()
+        budget_s = max(0.0, self.budget_s() - chosen.seconds)
         errand = Errand(plan.id, windows, people, forgets, until, budget_s)
         with self._store.transaction():
             # Who was forgotten while statistics were taken is named in no journal.
             check_known(self._store, errand)
+            self._labelling.keep(chosen)
             self._store.journal.add(plan.id, plan.round, "started", sorted(people), detail)
         self._world.say("training.started", plan=plan.id, round=plan.round, **detail)
         pace = Pace(errand, self._store, self._world, self.decide)
         try:
             delta, result = learner.train(plan, state, resume=resume, after_step=pace)
         finally:
-            self.spend(pace.seconds)
-        answer, lost = learner.encode_with(plan, delta, result, self._residual(plan, delta))
-        self._finish(plan, (answer, lost), errand, marks, {"seconds": round(pace.seconds, 3)})
+            self.spend(chosen.seconds + pace.seconds)
+        fisher = guarding.weighed(learner, state + delta, found.windows)
+        residual = residual_of(self._store, plan, delta.layout.size, self._world)
+        answer = learner.encode_with(plan, delta, result, residual)
+        self._finish(plan, answer, fisher, errand, marks, {"seconds": round(pace.seconds, 3)})
         self._world.say("training.finished", plan=plan.id, round=plan.round, steps=result.steps)
-        return answer
+        return answer[0]
 
     def _finish(
         self,
         plan: Plan,
         answer: tuple[Payload, Residual | None],
+        fisher: CoreState | None,
         errand: Errand,
         marks: tuple[int, int],
         detail: dict[str, Any],
@@ -185,7 +199,9 @@ class Training:
             check_known(self._store, errand)
             self._store.outbox.put(plan.id, plan.round, pack_update(answer[0]), people)
             if answer[1] is not None:
-                self._store.residuals.put(_space(plan), pack_residual(answer[1]), people)
+                self._store.residuals.put(space_of(plan), pack_residual(answer[1]), people)
+            if fisher is not None:
+                self._store.fishers.put(space_of(plan), pack_fisher(fisher), people)
             self._store.checkpoints.clear()
             self._store.journal.add(plan.id, plan.round, "finished", people, detail)
             self._store.state.put(RECIPE, plan.model_dump(mode="json"))
@@ -193,23 +209,11 @@ class Training:
             self._store.state.put(MARKS, kept)
             spend(self._store, self._config().drift, self._world.now())
 
-    def _residual(self, plan: Plan, delta: CoreState) -> Residual | None:
-        """Return what compression lost of the updates before; None for nothing that fits."""
-        if plan.compression == "none":
-            return None
-        content = self._store.residuals.get(_space(plan))
-        try:
-            lost = None if content is None else unpack_residual(content)
-        except FleetError as error:
-            self._world.say("training.residual-dropped", plan=plan.id, reason=error.code)
-            return None
-        return lost if lost is not None and lost.shape == (delta.layout.size,) else None
-
-    def _footing(self, plan: Plan, found: Labelled) -> Footing:
+    def _footing(self, plan: Plan, windows: str) -> Footing:
         """Return the statistics to train under: a checkpoint's, else the newest."""
         if self._store.checkpoints.plan() == plan.id:
             for footing in (self._statistics.taken(), self._statistics.shared):
-                if self._store.checkpoints.get(plan.id, footing.named(found.digest)) is not None:
+                if self._store.checkpoints.get(plan.id, footing.named(windows)) is not None:
                     return footing
         return self._statistics.take()
 
@@ -270,11 +274,6 @@ class Training:
             self._store.journal.add(plan.id, plan.round, event, (), detail)
         except FleetError as error:
             self._world.say("store.refused", reason=error.code, detail=error.message)
-
-
-def _space(plan: Plan) -> str:
-    """Name what a residual belongs to: core states of another base, frame or layout do not add."""
-    return f"{plan.base}/{plan.frame}/{plan.layout}"
 
 
 def _refused(decision: Decision) -> RoundError:

@@ -129,13 +129,15 @@ def _stored(config: DeviceConfig, state: Path) -> dict[str, Any]:
     from clients.agent.doctor.integrity import STORE, present
 
     if not present(STORE):
-        return {"personal": None, "statistics": None, "store": None}
+        return {"personal": None, "statistics": None, "pseudo_labels": None, "store": None}
     from clients.agent.calibrating.summary import standing as statistics_standing
     from clients.agent.private.summary import standing as personal_standing
+    from clients.agent.pseudo.summary import standing as pseudo_standing
 
     return {
         "personal": _own(state, personal_standing, config.personal.on),
         "statistics": _own(state, statistics_standing, config.statistics.own),
+        "pseudo_labels": _own(state, pseudo_standing, config.pseudo_labels.on),
         "store": _counts(config, state),
     }
 
@@ -193,7 +195,7 @@ def _show_status(console: Console, data: dict[str, Any]) -> None:
 
 
 def _own_lines(data: dict[str, Any]) -> dict[str, str]:
-    lines = {"private core": "none yet", "statistics": "none yet"}
+    lines = {"private core": "none yet", "statistics": "none yet", "pseudo-labels": "none yet"}
     if data["personal"] is not None:
         from clients.agent.private.summary import line as personal_line
 
@@ -202,6 +204,10 @@ def _own_lines(data: dict[str, Any]) -> dict[str, str]:
         from clients.agent.calibrating.summary import line as statistics_line
 
         lines["statistics"] = statistics_line(data["statistics"])
+    if data["pseudo_labels"] is not None:
+        from clients.agent.pseudo.summary import line as pseudo_line
+
+        lines["pseudo-labels"] = pseudo_line(data["pseudo_labels"])
     return lines
 
 

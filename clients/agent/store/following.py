@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,16 @@ from clients.agent.store.labels import EDGE_S
 from clients.agent.store.records import Loaded
 from clients.agent.store.windows import COLUMNS, loaded_of
 
-__all__ = ["LabelCursor", "count_after", "labelled_after", "spread", "windows_after"]
+__all__ = [
+    "LabelCursor",
+    "count_after",
+    "labelled_after",
+    "spread",
+    "windows_after",
+    "windows_of",
+]
+
+Row = tuple[Any, ...]
 
 _OURS = "channels = ? AND samples = ?"
 # Values of one query; SQLite of before 2020 takes 999.
@@ -75,17 +85,36 @@ def spread(database: Database, shape: tuple[int, int], most: int, over: int) -> 
         The windows, and over how many they are spread.
     """
     query = f"SELECT id FROM windows WHERE {_OURS} ORDER BY id DESC LIMIT ?"
-    rows: list[Any] = []
     with database.read() as connection:
         ids = [int(row[0]) for row in connection.execute(query, (*shape, over))]
-        chosen = ids[:: max(1, len(ids) // most)][:most][::-1]
-        for first in range(0, len(chosen), _AT_ONCE):
-            part = chosen[first : first + _AT_ONCE]
-            places = ", ".join("?" * len(part))
-            rows += connection.execute(
-                f"SELECT {COLUMNS} FROM windows WHERE id IN ({places}) ORDER BY id", part
-            )
+        rows = _rows_of(connection, shape, ids[:: max(1, len(ids) // most)][:most][::-1])
     return loaded_of(rows, shape), len(ids)
+
+
+def windows_of(database: Database, shape: tuple[int, int], ids: Sequence[int]) -> Loaded:
+    """Return the windows of some ids, ascending; those that are gone or damaged are left out.
+
+    Args:
+        database: The store's.
+        shape: ``(channels, samples)``; others are left out.
+        ids: Ascending.
+    """
+    with database.read() as connection:
+        return loaded_of(_rows_of(connection, shape, ids), shape)
+
+
+def _rows_of(
+    connection: sqlite3.Connection, shape: tuple[int, int], ids: Sequence[int]
+) -> list[Row]:
+    rows: list[Row] = []
+    for first in range(0, len(ids), _AT_ONCE):
+        part = ids[first : first + _AT_ONCE]
+        places = ", ".join("?" * len(part))
+        rows += connection.execute(
+            f"SELECT {COLUMNS} FROM windows WHERE id IN ({places}) AND {_OURS} ORDER BY id",
+            (*part, *shape),
+        )
+    return rows
 
 
 def labelled_after(
@@ -119,9 +148,6 @@ def labelled_after(
             return loaded_of(rows, shape), replace(cursor, window=int(rows[-1][0]))
         newest = int(connection.execute("SELECT max(id) FROM windows").fetchone()[0] or 0)
         return loaded_of(rows, shape), replace(cursor, window=max(newest, cursor.window))
-
-
-Row = tuple[Any, ...]
 
 
 def _said(

@@ -29,6 +29,10 @@ _DELETIONS = (
         "DELETE FROM residuals WHERE key IN (SELECT key FROM residual_people WHERE {})",
     ),
     (
+        "fisher information",
+        "DELETE FROM fishers WHERE key IN (SELECT key FROM fisher_people WHERE {})",
+    ),
+    (
         "personal cores",
         "DELETE FROM personal WHERE id IN (SELECT core FROM personal_people WHERE {})",
     ),

@@ -154,7 +154,22 @@ def _fourth(connection: sqlite3.Connection) -> None:
     _checkpoint_tables(connection, "personal_checkpoint")
 
 
-MIGRATIONS: tuple[Migration, ...] = (_first, _second, _third, _fourth)
+def _fifth(connection: sqlite3.Connection) -> None:
+    connection.execute(
+        """CREATE TABLE fishers (
+            key TEXT PRIMARY KEY,
+            crc INTEGER NOT NULL,
+            payload BLOB NOT NULL)"""
+    )
+    connection.execute(
+        """CREATE TABLE fisher_people (
+            key TEXT NOT NULL REFERENCES fishers (key) ON DELETE CASCADE,
+            person TEXT NOT NULL,
+            PRIMARY KEY (key, person)) WITHOUT ROWID"""
+    )
+
+
+MIGRATIONS: tuple[Migration, ...] = (_first, _second, _third, _fourth, _fifth)
 """The n-th takes a store from version n to n + 1; none is ever changed once released."""
 
 

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from clients.agent.store.checkpoints import Checkpoints
 from clients.agent.store.database import Database
+from clients.agent.store.fishers import FisherTable
 from clients.agent.store.forget import forget_person
 from clients.agent.store.journal import Journal
 from clients.agent.store.labels import LabelTable
@@ -42,6 +43,7 @@ class Store:
         journal: What training did.
         checkpoints: A training under way, to go on with after a restart.
         residuals: What compression has lost of updates, to be added to the next.
+        fishers: Which entries its trainings lean on, for elastic weight consolidation.
         personal: The private core.
         personal_checkpoints: A training of it under way.
         counters: Numbers that only grow.
@@ -68,6 +70,7 @@ class Store:
         self.journal = Journal(database, caps, clock)
         self.checkpoints = Checkpoints(database, clock)
         self.residuals = ResidualTable(database)
+        self.fishers = FisherTable(database)
         self.personal = PersonalTable(database, clock)
         self.personal_checkpoints = Checkpoints(database, clock, "personal_")
         self.counters = Counters(database)

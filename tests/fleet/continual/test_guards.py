@@ -60,6 +60,25 @@ def test_distillation_from_itself_pulls_nowhere() -> None:
         torch.testing.assert_close(now, before[name], atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("together", [1, 5, 12, 100])
+def test_distillation_in_parts_is_distillation_of_the_whole_step(together: int) -> None:
+    base = make_base()
+    teacher = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)).double()
+    found, most = [], list[int]()
+    for size in (None, together):
+        attached = attached_at(base, state_of(base))
+        hook = attached.module.register_forward_pre_hook(lambda _, x: most.append(len(x[0])))
+        backward(attached)
+        most.clear()
+        Distil(teacher, 2.0, together=size).add_gradient(attached, X, ROWS)
+        hook.remove()
+        found.append(gradients(attached))
+    assert (max(most), sum(most)) == (min(together, 12), 12)
+    for name, wanted in found[0].items():
+        atol = 0.0 if together >= 12 else 1e-12
+        torch.testing.assert_close(found[1][name], wanted, atol=atol, rtol=0)
+
+
 def test_distillation_looks_at_the_rows_of_the_step() -> None:
     base = make_base()
     attached = attached_at(base, state_of(base))
@@ -105,6 +124,15 @@ def test_fisher_information_is_the_mean_square_gradient_of_each_window() -> None
     largest = max(each.max() for each in total.values())
     for name, array in found.arrays.items():
         np.testing.assert_allclose(array, total[name] / largest, rtol=1e-5, atol=1e-9)
+    lean = find("core").attach(
+        folded_network(base), base.frames, state_of(base, "core"), dtype=torch.float64
+    )
+    sizes = list[int]()
+    lean.module.register_forward_pre_hook(lambda _, x: sizes.append(len(x[0])))
+    alone = fisher_information(lean, X, Y, windows=6, together=False)
+    assert sizes == [1] * 6
+    whole = fisher_information(lean, X, Y, windows=6)
+    np.testing.assert_allclose(alone.flat(), whole.flat(), rtol=1e-5, atol=1e-9)
 
 
 def test_a_running_fisher_information_forgets_slowly_and_starts_anew_with_a_layout() -> None:

@@ -143,7 +143,7 @@ def test_a_status_has_its_rows_in_one_order_with_and_without_a_store(
     with open_store(state, clock=time.time):
         pass
     found = ask("status")[1]["data"]
-    order = ["personal", "statistics", "store", "last_decision"]
-    assert list(found)[-4:] == list(without)[-4:] == order
-    assert [without[name] for name in order[:3]] == [None] * 3
-    assert [found[name]["on"] for name in order[:2]] == [False, False]
+    order = ["personal", "statistics", "pseudo_labels", "store", "last_decision"]
+    assert list(found)[-5:] == list(without)[-5:] == order
+    assert [without[name] for name in order[:4]] == [None] * 4
+    assert [found[name]["on"] for name in order[:3]] == [False] * 3

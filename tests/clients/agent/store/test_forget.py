@@ -39,6 +39,7 @@ def test_forgetting_deletes_all_of_one_person_and_says_what_the_server_holds(
             "people": 1,
             "checkpoints": 0,
             "residuals": 0,
+            "fisher information": 0,
             "personal cores": 0,
             "personal checkpoints": 0,
             "learned": 0,

@@ -15,6 +15,7 @@ NOW_S = 1_700_000_000.0
 WITHOUT_PERSONAL = (
     "DROP TABLE personal_people; DROP TABLE personal;"
     "DROP TABLE personal_checkpoint_people; DROP TABLE personal_checkpoints;"
+    "DROP TABLE fisher_people; DROP TABLE fishers;"
 )
 
 
