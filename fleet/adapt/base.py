@@ -150,7 +150,7 @@ def base_of_bytes(content: bytes, name: str) -> Base:
 def _base_of(tensors: Mapping[str, NDArray[Any]], record: dict[str, Any], name: str) -> Base:
     try:
         frames = {
-            layer: Frame(kind, rank, groups, tensors[_FRAME + layer])
+            layer: _frame(tensors, layer, kind, rank, groups)
             for layer, (kind, rank, groups) in record["frames"].items()
         }
         base = Base(
@@ -173,6 +173,23 @@ def _base_of(tensors: Mapping[str, NDArray[Any]], record: dict[str, Any], name: 
             "The file was changed or cut; copy or train it again.",
         )
     return base
+
+
+def _frame(
+    tensors: Mapping[str, NDArray[Any]], layer: str, kind: Any, rank: Any, groups: Any
+) -> Frame:
+    """Return a layer's frame, if its arrays are as large as it says.
+
+    Whoever computes with a frame makes room for what it says, and nobody may have vouched for it.
+    """
+    array, kernel = tensors[_FRAME + layer], tensors.get(f"{_WEIGHT}{layer}.weight")
+    axis = 1 if kind == "svd" else 0
+    if type(rank) is not int or array.ndim <= axis or array.shape[axis] != rank:
+        raise ValueError(f"the frame of {layer} says rank {rank!r}, its array is {array.shape}")
+    most = len(array) if kind == "svd" else 1 if kernel is None else len(kernel)
+    if type(groups) is not int or not 1 <= groups <= most:
+        raise ValueError(f"the frame of {layer} says {groups!r} groups of at most {most}")
+    return Frame(kind, rank, groups, array)
 
 
 def write_bundle(path: Path, tensors: Mapping[str, NDArray[Any]], record: Any) -> None:

@@ -95,7 +95,9 @@ class Deliveries:
         current = self.registry.releases.current()
         told = self.registry.observations.deliveries()
         here = self.roster.awake()
-        under_way = self._questions.under_way() | self._with_base.under_way()
+        # A device that still receives a base may have been told the next release meanwhile.
+        asked = (self._questions.under_way(), self._with_base.under_way())
+        under_way = {(name, each.about) for found in asked for name, each in found.items()}
         found: dict[int, list[str]] = {}
         for device in self.roster.devices.values():
             status = self.roster.statuses.get(device.name)
@@ -106,7 +108,7 @@ class Deliveries:
                 wanted = current.number
             if wanted is None or device.state is DeviceState.revoked:
                 continue
-            if device.name in under_way and under_way[device.name].about == wanted:
+            if (device.name, wanted) in under_way:
                 continue
             if self._is_due(device, status, wanted, told.get(device.name)):
                 found.setdefault(wanted, []).append(device.name)

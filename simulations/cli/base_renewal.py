@@ -27,7 +27,7 @@ REBASE_EXAMPLES = (
 )
 GROW_EXAMPLES = (
     "Example:\n\nfleet base grow --base hapt.safetensors --label cycling --label rowing "
-    "--out hapt-8.safetensors\n\nNext: fleet base install FILE, then fleet release rebase DIGEST"
+    "--out hapt-8.safetensors\n\nNext: fleet base install hapt-8.safetensors"
 )
 Out = Annotated[Path, typer.Option(help="File of the new base.")]
 

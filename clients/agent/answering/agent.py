@@ -255,10 +255,17 @@ class Agent:
     def _follow(self) -> None:
         """Take up the base in use, where a swap has brought another one; while alone at work.
 
+        One that is gone is left for the next message to bring.
+
         Raises:
             StorageError: It could not be read.
         """
-        base, before = self._held.serving.held.base, self._bench.base
+        before = self._bench.base
+        try:
+            base = self._held.serving.held.base
+        except MismatchError as error:
+            self._world.say("base.kept", base=before.digest, reason=error.code)
+            return
         if base.digest == before.digest:
             return
         self._bench = workbench(base)

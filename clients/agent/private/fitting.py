@@ -56,7 +56,8 @@ def _in_same_frames(core: CoreState, old: Base | None, new: Base, layout: Layout
 
 def _check_alike(old: Base, new: Base) -> None:
     before, after = old.record, new.record
-    if after.labels[: len(before.labels)] != before.labels:
+    # Also back from a grown base: what has no entry for the further classes fits as it is.
+    if any(one != two for one, two in zip(before.labels, after.labels, strict=False)):
         raise MismatchError(
             "labels-moved",
             f"classes were {', '.join(before.labels)} and are {', '.join(after.labels)}",

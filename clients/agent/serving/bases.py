@@ -186,8 +186,10 @@ class Bases:
         return None
 
     def _remember(self, opened: Opened) -> None:
+        current = self._folder.readable_pointer(CURRENT)
+        spared = current.base if current is not None else ""
         while len(self._later) >= MOST_OPENED:
-            del self._later[next(iter(self._later))]
+            del self._later[next(each for each in self._later if each != spared)]
         self._later[opened.base.digest] = opened
 
     def _first_if_whole(self) -> Opened | None:

@@ -21,7 +21,7 @@ from clients.agent.serving.probe import Probe, judge
 from clients.agent.serving.records import Pointer, ProbeReading, Promotion
 from clients.agent.serving.whole import Found, open_best
 from fleet.adapt.base import load_base
-from fleet.errors import FleetError, InputError, StorageError
+from fleet.errors import FleetError, InputError, MismatchError, StorageError
 from fleet.federate.records import Plan
 from fleet.federate.releases import Release, base_with
 from fleet.federate.wire import Payload, decode_state
@@ -182,6 +182,7 @@ class Serving:
     def _take(self, release: KeptRelease) -> KeptRelease:
         self.held.check_fits(release)
         with self.locked():
+            self._check_name(release)
             self.held.bases.keep(release.base)
             path = self.folder.release_file(release.name)
             held = self.stored(release)
@@ -194,6 +195,22 @@ class Serving:
                 self.folder.sweep_releases(self._keep, release.name)
                 self._sweep_bases(release)
         return release
+
+    def _check_name(self, release: KeptRelease) -> None:
+        """Refuse another release in the files of one that is served.
+
+        Of one registry no two have the same number. Of two, unmoved ones of two bases may.
+        """
+        for pointer in (self.served, self.last_good):
+            if pointer is None or pointer.name != release.name:
+                continue
+            if (pointer.base or self.held.bases.first.digest) != release.base:
+                raise MismatchError(
+                    "release-number",
+                    f"release {release.number} of base {release.base[:12]}… came, and this device "
+                    "serves another one of that number and state",
+                    "Make a release of a higher number on the server, e.g. by a round.",
+                )
 
     def _sweep_bases(self, taken: KeptRelease) -> None:
         """Remove the bases of which no release is left to go to."""

@@ -26,7 +26,7 @@ __all__ = ["EXAMPLES", "rebase"]
 EXAMPLES = (
     "Examples:\n\nfleet release rebase DIGEST --dry-run\n\n"
     "fleet release rebase DIGEST --why 'frames exhausted' --yes\n\n"
-    "Before: fleet base install FILE; and back again: fleet release rollback"
+    "Before: fleet base install FILE\n\nAnd back again: fleet release rollback"
 )
 SHOWN = 12
 

@@ -211,6 +211,30 @@ def test_a_record_out_of_range_is_refused(base: Base, change: dict[str, Any]) ->
         BaseRecord.model_validate(base.record.model_dump() | change)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rank": 10**9},
+        {"rank": 1},
+        {"rank": [2]},
+        {"rank": True},
+        {"groups": 10**9},
+        {"groups": 0},
+        {"groups": 1.0},
+    ],
+)
+@pytest.mark.parametrize("kind", ["svd", "tt"])
+def test_a_frame_that_says_more_than_its_array_holds_is_refused(
+    base: Base, tmp_path: Path, kind: str, change: dict[str, Any]
+) -> None:
+    layer, frame = next(iter(base.frames.items()))
+    whole = frame.array if kind == "svd" else np.ascontiguousarray(frame.array[0])
+    lying = dataclasses.replace(frame, kind=kind, array=whole, **change)
+    other = dataclasses.replace(base, frames={**base.frames, layer: lying})
+    save_base(other, tmp_path / "lying.safetensors")
+    assert code_of(tmp_path / "lying.safetensors") == "base-damaged"
+
+
 def test_a_bundle_keeps_layouts_and_byte_orders_out_of_the_file(tmp_path: Path) -> None:
     plain = np.arange(6, dtype=np.float32).reshape(2, 3)
     files = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from server.messages import payload_of
 from server.signing import Signer
 from server.standing import delivery
 from server.standing.delivery import BASE_S, FIRST_PAUSE_S
+from simulations.inprocess import InProcessGrid
 from tests.server.registry.filled import OPERATOR
 from tests.server.standing.mute import Mute
 from tests.server.standing.standing import Fleet
@@ -313,3 +314,37 @@ def test_a_device_that_is_silent_with_the_base_under_way_has_longer_than_for_a_r
     fleet.grid.wait(61.0)
     fleet.steps(1)
     assert reason_of(fleet, name) == f"no answer within {BASE_S:g} s"
+
+
+def test_a_device_that_still_receives_a_base_is_told_the_next_release_once(
+    lacking: Lacking,
+) -> None:
+    hidden: set[str] = set()
+
+    class Slow(InProcessGrid):
+        """The first device's answers stay away from where it was sent the base."""
+
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            made = list(messages)
+            ids = list(super().push_messages(made))
+            for each, message in zip(ids, made, strict=True):
+                own = self.partition_of(message) == 0
+                told = message.metadata.message_type == "query.release"
+                brought = told and BASE_BUNDLE in payload_of(message.content).config
+                if own and (brought or (told and hidden)):
+                    hidden.add(each)
+            return ids
+
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            return super().pull_messages([each for each in message_ids if each not in hidden])
+
+    fleet = lacking.fleet
+    fleet.start(Slow)
+    fleet.steps(3)
+    fleet.policy(every_s=0.0, minimum=2, quorum=2)
+    moved(fleet, second(fleet))
+    fleet.run(lambda: [fleet.devices.serves.get(d) for d in fleet.devices.names[1:]] == [2, 2])
+    fleet.registry.orders.place("start_round", actor=OPERATOR)
+    fleet.released(3)
+    fleet.steps(20)
+    assert len(hidden) == 2  # the base with release 2, and release 3

@@ -328,7 +328,7 @@ def test_the_shipped_grid_is_the_published_one() -> None:
 
     grid = grid_of(read_grid(GRID), "the shipped one")
     assert len(cells_of(grid)) == 5 * 4 * 13 * 3
-    assert grid.ladder("fedprox-full")[0] == 0.001
+    assert grid.ladder("fedprox-full")[0] == 0.0003
     assert grid.ladder("core+all") == (0.01, 0.03, 0.1, 0.3, 1.0)
 
 

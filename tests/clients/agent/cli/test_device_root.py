@@ -70,7 +70,7 @@ def test_help_lists_every_verb_with_one_line(capsys: pytest.CaptureFixture[str])
 
 
 def test_the_mapping_names_the_verbs_of_a_device() -> None:
-    others = ["drift", "ingest", "label", "forget", "infer", "personal", "statistics"]
+    others = ["base", "drift", "ingest", "label", "forget", "infer", "personal", "statistics"]
     assert sorted(COMMANDS) == sorted([*OWN, *others, "release", "export"])
     assert set(OWN) <= set(ALL)
 

@@ -143,3 +143,13 @@ def test_another_network_is_no_place_for_it() -> None:
     with pytest.raises(MismatchError) as caught:
         fitted(core_of(old), old.frame_digest, old, new, layout_of(old))
     assert caught.value.code == "other-architecture"
+
+
+def test_a_core_goes_to_a_grown_base_and_back_bit_for_bit() -> None:
+    base = make_base()
+    more = grown(base, (*LABELS, "jump"), seed=3)
+    layout = layout_of(base)
+    core = core_of(base)
+    up = fitted(core, base.frame_digest, base, more, layout_of(more))
+    down = fitted(up, more.frame_digest, more, base, layout)
+    assert (up.digest, down.digest) == (core.digest, core.digest)

@@ -178,7 +178,7 @@ def unsound(base: Base, what: str) -> Base:
     ("what", "code"),
     [
         ("layer", "base-unsound"),
-        ("rank", "base-unsound"),
+        ("rank", "base-damaged"),
         ("nan", "base-unsound"),
         ("shape", "base-weights"),
     ],
@@ -190,10 +190,35 @@ def test_a_base_that_is_none_is_refused_with_a_reason(
     other = unsound(base, what)
     message = catch_up(replace(release, base=other.digest, frame=other.frame_digest))
     before = files_of(serving.folder.path)
-    with pytest.raises(MismatchError) as refused:
+    with pytest.raises(FleetError) as refused:
         serving.catch_up(with_base(message, bytes_of_base(other)), "core")
     assert refused.value.code == code
     assert files_of(serving.folder.path) == before
+
+
+def test_another_release_of_the_number_and_state_of_one_that_is_served_is_refused(
+    serving: Serving,
+) -> None:
+    one, other = make_base(seed=5), make_base(seed=6)
+    for base in (one, other):
+        release = replace(chain_of(base, 0)[0], number=5)
+        if base is one:
+            bring(serving, release, base)
+            before = files_of(serving.folder.path)
+            continue
+        with pytest.raises(MismatchError) as refused:
+            bring(serving, release, base)
+        assert refused.value.code == "release-number"
+    assert files_of(serving.folder.path) == before
+
+
+def test_a_base_in_use_stays_in_memory_whatever_comes(serving: Serving) -> None:
+    in_use = make_base(seed=1)
+    bring(serving, replace(chain_of(in_use, 1)[1], number=1), in_use)
+    for seed in range(2, 8):
+        serving.held.bases.try_on(make_base(seed=seed))
+    serving.folder.base_file(in_use.digest).unlink()
+    assert serving.held.base.digest == in_use.digest
 
 
 def test_a_base_that_is_not_the_releases_is_refused(
