@@ -18,9 +18,9 @@ from clients.agent.pinned import pin
 from clients.agent.serving.kept import KeptRelease
 from clients.agent.serving.serve import Serving
 from clients.agent.serving.signer import served_unsigned
-from fleet.federate.releases import Release
+from fleet.federate.releases import Release, first_release
 from fleet.federate.signing import make_key, public_keys, public_of
-from tests.clients.agent.serving.factories import make_base, promoted
+from tests.clients.agent.serving.factories import layout_of, make_base, promoted
 
 KEY = "3f0c1b7a92d4e865"
 
@@ -69,7 +69,7 @@ def test_doctor_and_status_say_that_what_is_served_is_of_none_of_the_pinned_keys
 
 def test_another_base_unmoved_needs_a_signature_all_the_same(state: Path) -> None:
     other = make_base(seed=1)
-    kept = KeptRelease.bare(other)
+    kept = KeptRelease.of_release(first_release(other, "core", layout_of(other)))
     serving = Serving(state)
     serving.held.bases.try_on(other)
     assert serving.promote(serving._take(kept)).swapped
