@@ -256,7 +256,8 @@ class ContinualDevice:
         return [(x, y)] if len(y) else []
 
     def _guards(self, learner: Learner, plan: Plan, release: CoreState) -> Sequence[Guard]:
-        return guards_for(self.options, learner, plan, release, self.memory.fisher)
+        fisher = self.memory.fisher
+        return guards_for(self.options, learner, plan, release, fisher, beforehand=True)
 
     def _weigh_entries(self, plan: Plan, release: CoreState, fresh: Labelled) -> None:
         windows = Windows(fresh.x, fresh.y, fresh.x[:0], fresh.y[:0])

@@ -111,16 +111,15 @@ def pseudo_labelled(
 
 def probabilities(network: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return class probabilities ``(n, classes)`` float64 of windows."""
-    return np.asarray(torch.softmax(logits_of(network, x).double(), dim=1).numpy())
+    logits = logits_of(network, torch.from_numpy(x))
+    return np.asarray(torch.softmax(logits.double(), dim=1).numpy())
 
 
-def logits_of(
-    network: nn.Module, x: NDArray[np.float32], *, batch: int | None = None
-) -> torch.Tensor:
+def logits_of(network: nn.Module, x: torch.Tensor, *, batch: int | None = None) -> torch.Tensor:
     """Return logits ``(n, classes)`` of one window or more, ``batch`` of them at once."""
     size = min(batch or PREDICT_BATCH, PREDICT_BATCH)
     with torch.no_grad(), single_thread():
-        parts = [network(part) for part in torch.split(torch.from_numpy(x), size)]
+        parts = [network(part) for part in torch.split(x.float(), size)]
     return torch.cat(parts)
 
 
@@ -128,5 +127,5 @@ def loss_of(network: nn.Module, known: Labelled) -> float:
     """Return the mean cross-entropy of windows in nats; 0 without any."""
     if not len(known):
         return 0.0
-    logits = logits_of(network, known.x)
+    logits = logits_of(network, torch.from_numpy(known.x))
     return float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(known.y)))

@@ -5,6 +5,7 @@ A device asks it for its plan, a simulated one for its strategy's options.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -19,10 +20,12 @@ from fleet.federate.records import Plan
 if TYPE_CHECKING:
     from clients.agent.learner import Learner, Windows, Workbench
 
-__all__ = ["FISHER_WINDOWS", "Strengths", "guards_for", "weighed"]
+__all__ = ["FISHER_WINDOWS", "TEACHER_WINDOWS", "Strengths", "guards_for", "weighed"]
 
 FISHER_WINDOWS = 32
 """Windows that the Fisher information of a state is estimated on, one backward pass each."""
+TEACHER_WINDOWS = 32
+"""Most windows that a teacher looks at at once under a memory budget."""
 
 
 class Strengths(Protocol):
@@ -45,7 +48,13 @@ class Strengths(Protocol):
 
 
 def guards_for(
-    asked: Strengths, learner: Learner, plan: Plan, release: CoreState, fisher: CoreState | None
+    asked: Strengths,
+    learner: Learner,
+    plan: Plan,
+    release: CoreState,
+    fisher: CoreState | None,
+    *,
+    beforehand: bool = False,
 ) -> list[Guard]:
     """Return the guards of one training.
 
@@ -55,6 +64,8 @@ def guards_for(
         plan: What it trains.
         release: The state that it starts from, and is pulled to.
         fisher: Which entries mattered before; None where nobody knows, and there is no EWC.
+        beforehand: Whether distillation asks the release of all windows now, once for all epochs;
+            else in each step of its own, so that a training can be watched and stopped.
 
     Raises:
         InputError: ``memory-budget-too-small``.
@@ -67,9 +78,11 @@ def guards_for(
     if asked.distil:
         cut = learner.memory_plan(plan.method, plan.batch)
         at_once = cut.windows if cut else None
-        x = learner.windows.train_x
-        logits = logits_of(learner.bench.served(release), x, batch=at_once)
-        guards.append(Distil(logits, asked.distil, together=at_once))
+        # Its network is dense, so a window takes more of it than of the lean one's plan.
+        size = max(1, min(at_once // 2, TEACHER_WINDOWS)) if at_once else None
+        teacher = partial(logits_of, learner.bench.served(release), batch=size)
+        told = teacher(torch.from_numpy(learner.windows.train_x)) if beforehand else teacher
+        guards.append(Distil(told, asked.distil, together=at_once))
     return guards
 
 
@@ -82,7 +95,7 @@ def weighed(
         bench: What the device computes with.
         method: What it trains.
         state: Where it is.
-        windows: Those that train; the newest and so many more, evenly spaced.
+        windows: Those that train; it is of at most :data:`FISHER_WINDOWS` of them, evenly spaced.
         together: See :func:`fleet.continual.guards.fisher_information`.
     """
     with single_thread():

@@ -36,7 +36,7 @@ from fleet.adapt.train import (
 )
 from fleet.errors import MismatchError
 from fleet.federate.compress import compressed
-from fleet.federate.records import WIRE_FORMAT, DeviceStatus, Plan, UpdateHeader
+from fleet.federate.records import GUARDS, WIRE_FORMAT, DeviceStatus, Plan, UpdateHeader
 from fleet.federate.wire import Payload, Update, decode_plan, decode_state, encode_update
 from fleet.measure.f1 import confusion
 from fleet.peft.registry import find
@@ -199,7 +199,8 @@ class Learner:
         """Train as a plan asks and return the packed update; what compression loses is lost.
 
         Raises:
-            MismatchError: When base, frames, layout or release are not those of the plan.
+            MismatchError: When base, frames, layout or release are not those of the plan, or it
+                asks for guards that nobody makes here.
         """
         return self.answer_with(message, lambda plan: None)[0]
 
@@ -219,6 +220,7 @@ class Learner:
             MismatchError: As :meth:`answer_plan`.
         """
         plan, state = opened(message, self.bench)
+        self.check_guards(plan)
         self.check_windows()
         delta, result = self.train(plan, state)
         return self.encode_with(plan, delta, result, residual(plan))
@@ -307,6 +309,20 @@ class Learner:
         if not len(self.windows.train_y):
             raise MismatchError(
                 "no-windows", f"{self.device} has no labelled windows to train on", ""
+            )
+
+    def check_guards(self, plan: Plan) -> None:
+        """Refuse a plan that asks for guards where there is nothing to make them with.
+
+        Raises:
+            MismatchError: ``guards-unsupported``.
+        """
+        asked = [name for name in GUARDS if getattr(plan, name)]
+        if asked and self.guards is None:
+            raise MismatchError(
+                "guards-unsupported",
+                f"a plan asks for {', '.join(asked)}, and nothing here makes guards of a plan",
+                "Real agents can do it; simulations take guards from a continual strategy.",
             )
 
     def encode(self, plan: Plan, delta: CoreState, result: TrainingResult) -> Payload:

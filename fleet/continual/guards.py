@@ -6,7 +6,7 @@ device no more than an update does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,10 @@ from fleet.adapt.lean.module import LeanAttached
 from fleet.adapt.state import CoreState
 from fleet.errors import InputError, ModelError
 
-__all__ = ["Anchor", "Distil", "fisher_information", "joined_fisher"]
+__all__ = ["Anchor", "Distil", "Teacher", "fisher_information", "joined_fisher"]
+
+Teacher = Callable[[torch.Tensor], torch.Tensor]
+"""Of windows ``(n, channels, window)``: what a teacher says of them, logits ``(n, classes)``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +75,10 @@ class Distil:
     Hoiem, arXiv:1606.09282).
 
     Args:
-        logits: The teacher's, float ``(windows, classes)`` of all windows that are trained on.
+        teacher: Its logits, float ``(windows, classes)``, of all windows that are trained on; or
+            the teacher itself, which is asked of the windows of a step when that is taken, without
+            gradients: a training that stops has asked nothing in vain, and holds the logits of no
+            other step.
         strength: Not negative.
         temperature: ``T``, positive.
         together: Windows that run at once; None for all of a step. In parts only the order of a sum
@@ -82,7 +88,7 @@ class Distil:
         InputError: ``guard-strength``.
     """
 
-    logits: torch.Tensor
+    teacher: torch.Tensor | Teacher
     strength: float
     temperature: float = 2.0
     together: int | None = None
@@ -97,12 +103,19 @@ class Distil:
         chosen, scale = torch.from_numpy(rows), self.strength * self.temperature**2
         size = min(self.together or len(x), len(x))
         for part, which in zip(torch.split(x, size), torch.split(chosen, size), strict=True):
+            # First, while nothing is held for the student's backward pass.
+            told = self._told(part, which)
             student = functional.log_softmax(attached.module(part) / self.temperature, dim=1)
-            teacher = self.logits[which].to(student) / self.temperature
-            wanted = functional.softmax(teacher, dim=1)
+            wanted = functional.softmax(told.to(student) / self.temperature, dim=1)
             loss = functional.kl_div(student, wanted, reduction="batchmean")
             share = scale if size == len(x) else scale * len(part) / len(x)
             (loss * share).backward()  # type: ignore[no-untyped-call]
+
+    def _told(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.teacher, torch.Tensor):
+            return self.teacher[rows]
+        with torch.no_grad():
+            return self.teacher(x)
 
 
 def fisher_information(

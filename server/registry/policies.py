@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, select
 
 from fleet.errors import InputError
+from fleet.federate.records import GUARDS
 from server.registry import standing_tables as tables
 from server.registry.ledger import Ledger, Outcome, canonical
 from server.registry.records import Deed, Record
@@ -48,7 +49,9 @@ class Policies:
         Raises:
             StorageError: Nothing was kept.
         """
-        content = policy.model_dump(mode="json")
+        # Servers from before there were guards read a policy without any, as devices do a plan.
+        whole = policy.model_dump(mode="json")
+        content = {name: value for name, value in whole.items() if name not in GUARDS or value}
 
         def work(connection: Connection) -> Outcome[PolicyRow]:
             before = _newest(connection)

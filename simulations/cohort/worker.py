@@ -81,7 +81,7 @@ class ChunkWorker:
         assert self._opened is not None
         _, plan, state = self._opened
         network = self._networks[plan.method, plan.layout]
-        learners = [attempt(self._learners.learner, p) for p in partitions]
+        learners = [attempt(self._learner, plan, p) for p in partitions]
         able = [each for each in learners if isinstance(each, Learner)]
         if network is None or not able:
             return [
@@ -126,6 +126,11 @@ class ChunkWorker:
         if self._judged[0] != state.digest:
             served = copy.deepcopy(bench.served(state))
             self._judged = (state.digest, LeanNetwork(served, {}, SLICE_WINDOWS, quick=True))
+
+    def _learner(self, plan: Plan, partition: int) -> Learner:
+        learner = self._learners.learner(partition)
+        learner.check_guards(plan)
+        return learner
 
     def _network(self, bench: Workbench, plan: Plan, state: CoreState) -> CohortNetwork | None:
         """Return the network of many devices, or None where they cannot train together."""

@@ -169,6 +169,19 @@ def test_a_plan_for_another_fleet_is_declined_with_what_differs(
     assert declined.value.code == f"wrong-{name}"
 
 
+@pytest.mark.parametrize("name", ["anchor", "ewc", "distil"])
+def test_a_plan_with_guards_is_declined_where_nobody_makes_them(
+    learner: Learner, make_config: MakeConfig, state: CoreState, name: str
+) -> None:
+    plan = make_plan(learner, make_config(), state, **{name: 0.5})
+    with pytest.raises(MismatchError, match=f"asks for {name}") as declined:
+        learner.answer_plan(encode_plan(plan, state))
+    assert declined.value.code == "guards-unsupported"
+    w = learner.windows
+    able = Learner(learner.device, learner.bench.base, w, guards=lambda *_: ())
+    assert able.answer_plan(encode_plan(plan, state)).config["plan"] == plan.id
+
+
 def test_a_state_that_is_not_the_plans_is_declined(
     learner: Learner, make_config: MakeConfig, state: CoreState
 ) -> None:

@@ -26,7 +26,7 @@ from fleet.continual.guards import joined_fisher
 from fleet.errors import FleetError, StorageError
 from fleet.federate.records import Plan
 
-__all__ = ["EWC_KEEP", "Guarding", "guarding_of", "residual_of", "space_of"]
+__all__ = ["EWC_KEEP", "Guarding", "guarding_of", "least", "residual_of", "space_of"]
 
 EWC_KEEP = 0.9
 """What of the Fisher information is left after another training."""
@@ -37,6 +37,11 @@ GUARD_ARRAYS = 8
 def space_of(plan: Plan) -> str:
     """Name what a plan's core states belong to: of another base, frame or layout none add."""
     return f"{plan.base}/{plan.frame}/{plan.layout}"
+
+
+def least(one: int, other: int) -> int:
+    """Return the smaller of two memory budgets, where 0 is none."""
+    return min(one, other) if one and other else one or other
 
 
 def residual_of(store: Store, plan: Plan, size: int, world: World) -> Residual | None:

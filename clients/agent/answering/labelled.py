@@ -40,12 +40,14 @@ class Labelled:
         people: Whose windows train.
         digest: Names exactly these training windows with these labels.
         foreign: Windows left out because the base does not know their label.
+        held_out_people: Whose each held-out window is, in their order.
     """
 
     windows: Windows
     people: frozenset[str]
     digest: str
     foreign: int
+    held_out_people: tuple[str, ...]
 
 
 def labelled(store: Store, about: BaseRecord) -> Labelled:
@@ -61,7 +63,7 @@ def labelled(store: Store, about: BaseRecord) -> Labelled:
     people = frozenset(train.people)
     digest = digest_arrays({"ids": train.ids, "labels": train_y})
     windows = Windows(apply(train.x), train_y, apply(test.x), test_y)
-    return Labelled(windows, people, digest, foreign)
+    return Labelled(windows, people, digest, foreign, tuple(test.people))
 
 
 def raw_training(

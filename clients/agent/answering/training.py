@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
-from clients.agent.answering.between import guarding_of, residual_of, space_of
+from clients.agent.answering.between import guarding_of, least, residual_of, space_of
 from clients.agent.answering.labelled import labelled
 from clients.agent.answering.pace import Errand, Pace, check_known, forgets_of
 from clients.agent.answering.packing import (
@@ -143,41 +143,42 @@ class Training:
         guarding = guarding_of(self._store, plan, self._world)
         begun = self._labelling.begun(plan, found, base.record)
         footing = self._footing(plan, guarding.named(begun.named(found.digest)))
-        chosen = self._labelling.take(plan, state, found, footing, begun, until)
-        budget = _least(config.policy.memory_budget_bytes, plan.memory_budget)
-        learner = Learner(
-            config.name,
-            base,
-            chosen.joined(found.windows),
-            memory_budget_bytes=guarding.budget(budget, state.layout.size),
-            bench=footing.bench,
-            guards=guarding.make,
-        )
-        learner.check_windows()
-        windows = footing.named(guarding.named(chosen.named(found.digest)))
-        people = found.people | chosen.people | guarding.people | footing.people
-        resume = self._progress(plan, windows)
-        marks = self._store.labels.mark()
-        detail: dict[str, Any] = {
-            "windows": len(found.windows.train_y),
-            "from_step": resume.steps if resume else 0,
-            **chosen.said,
-        }
-        if footing.digest:
-            detail["statistics"] = footing.digest
-        budget_s = max(0.0, self.budget_s() - chosen.seconds)
-        errand = Errand(plan.id, windows, people, forgets, until, budget_s)
-        with self._store.transaction():
-            # Who was forgotten while statistics were taken is named in no journal.
-            check_known(self._store, errand)
-            self._labelling.keep(chosen)
-            self._store.journal.add(plan.id, plan.round, "started", sorted(people), detail)
-        self._world.say("training.started", plan=plan.id, round=plan.round, **detail)
-        pace = Pace(errand, self._store, self._world, self.decide)
+        began, budget_s = self._world.monotonic(), self.budget_s()
         try:
+            chosen = self._labelling.take(plan, state, found, footing, begun, until, budget_s)
+            budget = least(config.policy.memory_budget_bytes, plan.memory_budget)
+            learner = Learner(
+                config.name,
+                base,
+                chosen.joined(found.windows),
+                memory_budget_bytes=guarding.budget(budget, state.layout.size),
+                bench=footing.bench,
+                guards=guarding.make,
+            )
+            learner.check_windows()
+            windows = footing.named(guarding.named(chosen.named(found.digest)))
+            people = found.people | chosen.people | guarding.people | footing.people
+            resume = self._progress(plan, windows)
+            marks = self._store.labels.mark()
+            detail: dict[str, Any] = {
+                "windows": len(found.windows.train_y),
+                "from_step": resume.steps if resume else 0,
+                **chosen.said,
+            }
+            if footing.digest:
+                detail["statistics"] = footing.digest
+            left = max(0.0, budget_s - (self._world.monotonic() - began))
+            errand = Errand(plan.id, windows, people, forgets, until, left)
+            with self._store.transaction():
+                # Who was forgotten while statistics were taken is named in no journal.
+                check_known(self._store, errand)
+                self._labelling.keep(chosen)
+                self._store.journal.add(plan.id, plan.round, "started", sorted(people), detail)
+            self._world.say("training.started", plan=plan.id, round=plan.round, **detail)
+            pace = Pace(errand, self._store, self._world, self.decide)
             delta, result = learner.train(plan, state, resume=resume, after_step=pace)
         finally:
-            self.spend(chosen.seconds + pace.seconds)
+            self.spend(self._world.monotonic() - began)
         fisher = guarding.weighed(learner, state + delta, found.windows)
         residual = residual_of(self._store, plan, delta.layout.size, self._world)
         answer = learner.encode_with(plan, delta, result, residual)
@@ -288,11 +289,6 @@ def _when(at_s: float | None) -> str:
     if at_s is None:
         return "the device joined"
     return datetime.fromtimestamp(at_s, timezone.utc).isoformat(timespec="minutes")
-
-
-def _least(one: int, other: int) -> int:
-    """Return the smaller of two limits, where 0 is none."""
-    return min(one, other) if one and other else one or other
 
 
 def _day(local: datetime) -> str:

@@ -16,7 +16,7 @@ from fleet.errors import StorageError
 
 __all__ = ["KEPT", "Kept", "kept_of", "put_kept"]
 
-VERSION = 1
+VERSION = 2
 """Of the value; one of another version is as good as none."""
 NUMBERS = ("used", "looked-at", "right", "confident")
 KEPT = LEARNED + "pseudo-labels"
@@ -33,6 +33,7 @@ class Kept:
         statistics: Digest of the device's own statistics that it ran under; empty for the fleet's.
         ids: Of the windows, ascending.
         labels: Their classes.
+        judges: Whose held-out windows the network was tried on first, ascending.
         said: What the journal has of it, see :meth:`clients.agent.pseudo.labelling.Chosen.said`.
     """
 
@@ -41,6 +42,7 @@ class Kept:
     statistics: str
     ids: tuple[int, ...]
     labels: tuple[int, ...]
+    judges: tuple[str, ...]
     said: Mapping[str, Any]
 
 
@@ -60,6 +62,7 @@ def kept_of(store: Store) -> Kept | None:
             statistics=str(found["statistics"]),
             ids=tuple(map(int, found["ids"])),
             labels=tuple(map(int, found["labels"])),
+            judges=tuple(map(str, found["judges"])),
             said=_said(found["said"]),
         )
         if len(kept.ids) != len(kept.labels):
@@ -85,6 +88,7 @@ def put_kept(store: Store, kept: Kept) -> None:
         "statistics": kept.statistics,
         "ids": list(kept.ids),
         "labels": list(kept.labels),
+        "judges": list(kept.judges),
         "said": dict(kept.said),
     }
     store.state.put(KEPT, value)

@@ -7,6 +7,7 @@ who is forgotten is in none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
     from clients.agent.answering.world import World
     from clients.agent.config import DeviceConfig
 
-__all__ = ["NOTHING", "Chosen", "Labelling"]
+__all__ = ["NOTHING", "SEARCH_SHARE", "Chosen", "Labelling"]
+
+SEARCH_SHARE = 0.5
+"""What of the day's seconds that are left they may be looked for; the rest is for training."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,14 +50,12 @@ class Chosen:
     Args:
         kept: Which, and for what; None where there are to be none.
         x: Normalised, float32 ``(n, channels, window)``.
-        people: Whose they are.
-        seconds: What it took to find them.
+        people: Whose they are, and whose held-out windows said whether there may be any.
     """
 
     kept: Kept | None = None
     x: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
     people: frozenset[str] = frozenset()
-    seconds: float = 0.0
 
     @property
     def said(self) -> dict[str, Any]:
@@ -85,6 +87,23 @@ class Chosen:
 
 
 NOTHING = Chosen()
+
+
+class _OverBudget(Exception):
+    """What the day leaves for them is used up."""
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """When to look no further, monotonic seconds.
+
+    Args:
+        until: The plan's time is over, and there is nothing to train.
+        budget: What the day leaves for them is used up, and they are done without.
+    """
+
+    until: float
+    budget: float
 
 
 class Labelling:
@@ -125,7 +144,8 @@ class Labelling:
         # A label of a class that the base lacks is one that the labelled windows do not show.
         if tuple(windows.ids) != kept.ids or any(label is not None for label in windows.labels):
             return NOTHING
-        return Chosen(kept, _normalised(about, windows.x), frozenset(windows.people))
+        people = frozenset((*windows.people, *kept.judges))
+        return Chosen(kept, _normalised(about, windows.x), people)
 
     def take(
         self,
@@ -134,7 +154,8 @@ class Labelling:
         found: Labelled,
         footing: Footing,
         begun: Chosen = NOTHING,
-        until: float = float("inf"),
+        until: float = math.inf,
+        budget_s: float = math.inf,
     ) -> Chosen:
         """Return what a training takes: what it began with, else the newest.
 
@@ -145,6 +166,8 @@ class Labelling:
             footing: What the device computes on.
             begun: See :meth:`begun`.
             until: Monotonic seconds at which the plan's time is over.
+            budget_s: Seconds that the policy leaves for today; where :data:`SEARCH_SHARE` of them
+                is used up there are none (``over-budget``), and the training begins without.
 
         Raises:
             RoundError: ``agent-stopping`` or ``over-time``.
@@ -154,19 +177,25 @@ class Labelling:
             return NOTHING
         if begun.kept is not None and begun.kept.statistics == footing.digest:
             return begun
-        began, about = self._world.monotonic(), footing.bench.base.record
-        windows, x = self._unlabelled(about, options)
-        guesses = self._guessed(footing.bench.served(state), x, found.windows, options, until)
+        limits = _Limits(until, self._world.monotonic() + SEARCH_SHARE * budget_s)
+        windows, x = self._unlabelled(footing.bench.base.record, options)
+        # Where nothing can be labelled nobody is asked.
+        judges = found.held_out_people[-options.windows :] if len(x) else ()
+        try:
+            guesses = self._guessed(footing.bench.served(state), x, found.windows, options, limits)
+        except _OverBudget:
+            guesses = Guesses(why="over-budget")
         kept = Kept(
             plan.id,
             found.digest,
             footing.digest,
             tuple(int(windows.ids[row]) for row in guesses.rows),
             tuple(map(int, guesses.labels)),
+            tuple(sorted(set(judges))),
             _said(guesses, len(x)),
         )
-        people = frozenset(windows.people[row] for row in guesses.rows)
-        return Chosen(kept, x[guesses.rows], people, self._world.monotonic() - began)
+        people = frozenset((*(windows.people[row] for row in guesses.rows), *judges))
+        return Chosen(kept, x[guesses.rows], people)
 
     def keep(self, chosen: Chosen) -> None:
         """Keep what a training takes, in the transaction that begins it.
@@ -206,12 +235,12 @@ class Labelling:
         x: NDArray[np.float32],
         known: Windows,
         options: PseudoLabels,
-        until: float,
+        limits: _Limits,
     ) -> Guesses:
         def forward(windows: NDArray[np.float32]) -> NDArray[np.float64]:
             parts = []
             for first in range(0, len(windows), BATCH_WINDOWS):
-                self._check(until)
+                self._check(limits)
                 parts.append(probabilities(network, windows[first : first + BATCH_WINDOWS]))
             return np.concatenate(parts)
 
@@ -225,11 +254,14 @@ class Labelling:
             total=max(1, round(options.share * len(known.train_y))),
         )
 
-    def _check(self, until: float) -> None:
+    def _check(self, limits: _Limits) -> None:
         if self._world.stopping.is_set():
             raise RoundError(STOPPING, "the agent ends before the training began")
-        if self._world.monotonic() >= until:
+        now = self._world.monotonic()
+        if now >= limits.until:
             raise RoundError("over-time", "the plan's time was over before the training began")
+        if now >= limits.budget:
+            raise _OverBudget
 
 
 def _normalised(about: BaseRecord, x: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ REASONS = {
     "few-held-out": "too few held-out windows that it is sure of",
     "not-precise": "not right often enough",
     "none-confident": "sure of none",
+    "over-budget": "the day leaves too few seconds to look for any",
 }
 
 
@@ -59,6 +60,7 @@ def line(found: dict[str, Any]) -> str:
     if last is None:
         return "on; no training yet"
     sure = f"right on {last['right']} of {last['confident']} held-out windows that it is sure of"
+    when = "in the last training with them"
     if "none" in last:
-        return f"on; none in the last training: {REASONS.get(last['none'], last['none'])} ({sure})"
-    return f"on; {last['used']} of {last['looked-at']} windows in the last training ({sure})"
+        return f"on; none {when}: {REASONS.get(last['none'], last['none'])} ({sure})"
+    return f"on; {last['used']} of {last['looked-at']} windows {when} ({sure})"

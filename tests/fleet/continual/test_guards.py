@@ -50,6 +50,21 @@ def test_an_anchor_adds_the_gradient_of_its_penalty(weighted: bool) -> None:
         np.testing.assert_allclose((now - before[name]).numpy(), wanted, atol=1e-9)
 
 
+def test_a_teacher_that_is_asked_when_it_is_needed_teaches_what_its_logits_do() -> None:
+    base, found = make_base(), []
+    network, rows = folded_network(base).double().requires_grad_(True), ROWS[::-1][:8].copy()
+    with torch.no_grad():
+        logits = network(X)
+    for teacher in (logits, network):
+        attached = attached_at(base, state_of(base))
+        backward(attached)
+        Distil(teacher, 2.0).add_gradient(attached, X[rows], rows)
+        found.append(gradients(attached))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-12, rtol=0)
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
 def test_distillation_from_itself_pulls_nowhere() -> None:
     attached = attached_at(make_base(), state_of(make_base()))
     logits = attached.module(X).detach()

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import select
 
 from fleet.errors import InputError
+from fleet.federate.records import GUARDS
 from server.registry import Registry, absences
 from server.registry.absences import Absence
 from server.registry.observations import DAY_S, KEPT_DAYS
+from server.registry.standing_tables import policies
 from server.standing.policy import FleetPolicy
 from tests.server.registry.filled import (
     BASE,
@@ -46,6 +50,19 @@ def test_every_version_of_the_policy_stays_and_the_last_one_holds(
     assert registry.policy.get()[0] == 2
     verbs = [row.verb for row in registry.audit.rows() if row.verb == "policy.set"]
     assert len(verbs) == 2
+
+
+def test_a_policy_without_guards_is_kept_as_one_from_before_there_were_any(
+    registry: Registry, open_again: Callable[[], Registry]
+) -> None:
+    guarded = POLICY.model_copy(update={"ewc": 2.0})
+    for policy in (POLICY, guarded):
+        registry.policy.set(policy, actor=OPERATOR)
+    with registry.policy._ledger.database.read() as connection:
+        rows = connection.execute(select(policies.c.policy).order_by(policies.c.version)).all()
+    kept = [set(GUARDS) & json.loads(row.policy).keys() for row in rows]
+    assert kept == [set(), {"ewc"}]
+    assert [each.policy for each in open_again().policy.history()] == [POLICY, guarded]
 
 
 def test_setting_the_policy_that_holds_changes_nothing(registry: Registry) -> None:

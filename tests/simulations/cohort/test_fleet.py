@@ -109,6 +109,20 @@ def test_a_device_that_is_not_there_declines_alone(
         assert second.code == "no-such-person"
 
 
+@pytest.mark.parametrize("method", ["core", "full"])
+def test_a_plan_with_guards_is_declined_by_everybody_behind_both_grids(
+    tiny_base: Base, make_config: MakeConfig, method: str
+) -> None:
+    message = plan_message(tiny_base, make_config, method)
+    plan = decode_plan(message).model_copy(update={"anchor": 0.1})
+    layout = task_of(make_config(), tiny_base, find(method), RATE).layout
+    guarded, values = encode_plan(plan, CoreState.zero(layout)), make_config().for_flower()
+    for fleet in (LearnerFleet(values), BatchedFleet(values)):
+        for each in fleet.train(guarded, [0, 1]):
+            assert isinstance(each, MismatchError)
+            assert each.code == "guards-unsupported"
+
+
 def test_a_plan_of_another_base_is_declined_by_everybody(
     tiny_base: Base, make_config: MakeConfig
 ) -> None:

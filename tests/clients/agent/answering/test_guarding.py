@@ -11,20 +11,26 @@ import numpy as np
 import pytest
 import torch
 
+from clients.agent import guarding
 from clients.agent.answering.between import GUARD_ARRAYS, Guarding, space_of
 from clients.agent.answering.labelled import labelled
 from clients.agent.answering.packing import pack_fisher, pack_update, unpack_fisher
 from clients.agent.answering.world import Cadence
+from clients.agent.continual_labels import logits_of
 from clients.agent.guarding import guards_for
 from clients.agent.learner import Learner, Windows, workbench
 from clients.agent.private.removing import forget
-from fleet.adapt.base import Base
+from fleet.adapt.attach import make_frames, single_thread
+from fleet.adapt.base import Base, BaseRecord
+from fleet.adapt.fold import fold
 from fleet.adapt.lean.memory import dynamic_peak
 from fleet.adapt.lean.plan import accumulate
 from fleet.adapt.state import CoreState
-from fleet.continual.guards import joined_fisher
+from fleet.continual.guards import Distil, joined_fisher
 from fleet.errors import FleetError, RoundError, StorageError
 from fleet.federate.releases import Release
+from fleet.models.config import ModelConfig
+from fleet.models.registry import build
 from server import coordinator as c
 from server.standing.planning import begun
 from server.standing.policy import FleetPolicy
@@ -268,33 +274,114 @@ def test_a_memory_budget_holds_with_the_second_pass(base: Base, releases: list[R
     alone = bench.memory_plan("core", 16, torch.from_numpy(x[0]), 2**40)
     assert alone is not None
     limit = alone.peak_bytes * 2 // 3
-    guarding = Guarding(plan, state)
-    learner = Learner(
-        NAME, base, windows, memory_budget_bytes=guarding.budget(limit, size), bench=bench
-    )
+    budget = Guarding(plan, state).budget(limit, size)
+    learner = Learner(NAME, base, windows, memory_budget_bytes=budget, bench=bench)
     cut = learner.memory_plan("core", 16)
     assert cut is not None
     assert cut.parts > 1
 
     def step(guarded: bool) -> None:
         attached = bench.attach("core", state, torch.float32)
-        guards = guards_for(plan, learner, plan, state, state) if guarded else []
         tensors = torch.from_numpy(x), torch.from_numpy(windows.train_y)
 
         def run() -> None:
+            guards = guards_for(plan, learner, plan, state, state) if guarded else []
             for parameter in attached.parameters.values():
                 parameter.grad = None
             accumulate(attached.module, *tensors, cut.windows if cut else 16)
             for guard in guards:
                 guard.add_gradient(attached, tensors[0], np.arange(16))
 
-        peaks.append(dynamic_peak(run))
+        with single_thread():
+            peaks.append(dynamic_peak(run))
 
     peaks: list[int] = []
     step(False)
     step(True)
     assert peaks[1] <= peaks[0] + GUARD_ARRAYS * 4 * size
     assert peaks[1] <= limit < alone.peak_bytes
+
+
+def test_a_memory_budget_holds_with_a_release_that_is_denser_than_what_is_trained() -> None:
+    model = ModelConfig(name="small-cnn", channels=6, classes=6, window=128)
+    raw = build(model, seed=0).eval()
+    record = BaseRecord(
+        model=model,
+        labels=tuple("abcdef"),
+        channels=tuple((f"c{n}", "g") for n in range(6)),
+        rate_hz=50.0,
+        window=128,
+        stride=64,
+        mean=(0.0,) * 6,
+        std=(1.0,) * 6,
+        rank=2,
+    )
+    arrays = {name: tensor.numpy().copy() for name, tensor in raw.state_dict().items()}
+    wide = Base(record, arrays, make_frames(fold(raw), "svd", 2))
+    bench, limit = workbench(wide), 16_000_000
+    release = CoreState.zero(bench.layout("core"))
+    plan = plan_of(Release(0, wide.digest, wide.frame_digest, "core", 2, release), batch=256, **ALL)
+    x = np.random.default_rng(3).normal(size=(256, 6, 128)).astype(np.float32)
+    windows = Windows(x, np.arange(256) % 6, x[:0], np.zeros(0, np.int64))
+    budget = Guarding(plan).budget(limit, release.layout.size)
+    learner = Learner(NAME, wide, windows, memory_budget_bytes=budget, bench=bench)
+    cut = learner.memory_plan("core", 256)
+    assert cut is not None
+    assert cut.windows == 256
+    attached, tensor = bench.attach("core", release, torch.float32), torch.from_numpy(x)
+    bench.served(release)  # whole kernels are no part of a step's budget
+
+    def step() -> None:
+        for parameter in attached.parameters.values():
+            parameter.grad = None
+        for guard in guards_for(plan, learner, plan, release, None):
+            guard.add_gradient(attached, tensor, np.arange(256))
+
+    with single_thread():
+        assert dynamic_peak(step) <= limit
+
+
+def asked_of_the_release(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return how many windows distillation asks the release of at once, as it happens."""
+    seen: list[int] = []
+
+    def counted(network: Any, x: torch.Tensor, **words: Any) -> torch.Tensor:
+        seen.append(len(x))
+        return logits_of(network, x, **words)
+
+    monkeypatch.setattr(guarding, "logits_of", counted)
+    return seen
+
+
+def test_distillation_asks_the_release_in_each_step_so_it_stops_where_a_training_does(
+    state: Path, turned: Turned, releases: list[Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, message = asked_of_the_release(monkeypatch), train_message(releases[1], distil=1.0)
+    with opened(state, turned.world()) as device:
+        device.ask("train", train_message(releases[1], distil=1.0, max_steps=1, batch=2))
+        assert seen == [2]
+    seen.clear()
+    stopped(state, turned, message)
+    assert seen == [8, 8, 8, 8]
+    seen.clear()
+    with opened(state, turned.world()) as device:
+        device.ask("train", message)
+        assert device.store.journal.entries()[-2].detail["from_step"] == 4
+        assert sum(seen) == 2 * len(windows_in(device, device.serving.held.base).train_y) - 32
+
+
+def test_a_simulation_asks_the_release_once_of_all_windows(
+    device: Device, base: Base, releases: list[Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, windows = asked_of_the_release(monkeypatch), windows_in(device, base)
+    plan, state = plan_of(releases[1], distil=1.0), releases[1].state
+    learner = Learner(NAME, base, windows)
+    (guard,) = guards_for(plan, learner, plan, state, None, beforehand=True)
+    assert seen == [len(windows.train_y)]
+    assert isinstance(guard, Distil)
+    x = torch.from_numpy(windows.train_x)
+    assert isinstance(guard.teacher, torch.Tensor)
+    assert torch.equal(guard.teacher, logits_of(learner.bench.served(state), x))
 
 
 def test_a_budget_is_as_before_without_guards_and_never_none_with_them(

@@ -39,14 +39,16 @@ def test_health_and_people_hear_how_many_the_last_training_took_and_why_none(
         assert health(device) == {}
         device.ask("train", train_message(releases[1]))
         assert health(device) == {"pseudo-labels": 12}
-        assert said(device).startswith("on; 12 of 40 windows in the last training (right on ")
+        assert said(device).startswith(
+            "on; 12 of 40 windows in the last training with them (right on "
+        )
         assert "pseudo" not in str(device.ask("query.status", NOTHING).config)
         device.config[0] = device.config[0].model_copy(
             update={"pseudo_labels": ON.model_copy(update={"precision": 0.99})}
         )
         device.ask("train", train_message(releases[2]))
         assert health(device) == {"pseudo-labels": 0, "pseudo-labels-none": "few-held-out"}
-        assert "none in the last training: too few held-out windows" in said(device)
+        assert "none in the last training with them: too few held-out windows" in said(device)
         device.config[0] = device.config[0].model_copy(update={"pseudo_labels": PseudoLabels()})
         assert health(device) == {}
         assert said(device, on=False) == "off"

@@ -19,9 +19,11 @@ from clients.agent.calibrating.settings import OwnStatistics
 from clients.agent.calibrating.statistics import BATCH_WINDOWS
 from clients.agent.continual_labels import guessed, probabilities
 from clients.agent.learner import Learner, Windows, workbench
+from clients.agent.policy import Policy
 from clients.agent.pseudo import labelling
 from clients.agent.pseudo.kept import KEPT, kept_of
 from clients.agent.pseudo.settings import PseudoLabels
+from clients.agent.pseudo.summary import line, standing
 from clients.agent.serving.probe import normalisation_of
 from clients.agent.store import open_store
 from clients.agent.store.records import Loaded
@@ -293,6 +295,84 @@ def test_an_update_with_windows_of_somebody_who_is_forgotten_never_leaves(
         device.ask("train", train_message(releases[1]))
         assert device.store.forget("ben").server_holds == ((plan_of(releases[1]).id, 2),)
         assert device.store.state.get(KEPT) is None
+
+
+@pytest.mark.parametrize("precision", [0.8, 0.99])
+def test_whose_held_out_windows_the_gate_went_by_is_named_also_where_none_are_used(
+    state: Path, turned: Turned, releases: list[Release], precision: float
+) -> None:
+    pseudo, message = ON.model_copy(update={"precision": precision}), train_message(releases[1])
+    with guessing(state, turned.world()) as device:
+        add(device.store, 1, seed=6, person="finn", side="held-out")
+        # The newest of them, as many as are looked at, are cy's but for one of dora's.
+        add(device.store, 1, seed=7, person="dora", side="held-out")
+        add(device.store, 63, seed=8, person="cy", side="held-out")
+    stopped(state, turned, message, pseudo=pseudo)
+    with guessing(state, turned.world(), pseudo) as device:
+        add(device.store, 64, seed=9, person="eve", side="held-out")
+        device.ask("train", message)
+        started, finished = device.store.journal.entries()[-2:]
+        assert started.detail["from_step"] == 4
+        first = device.store.journal.entries()[0]
+        assert first.people == started.people
+        used = ("ben",) if started.detail["pseudo-labels"]["used"] else ()
+        assert bool(used) == (precision == 0.8)
+        assert started.people == finished.people == ("ada", *used, "cy", "dora")
+        assert device.store.forget("dora").deleted["journal"] >= 2
+        assert device.store.outbox.waiting() == ()
+
+
+def test_where_there_is_nothing_to_label_nobody_is_asked_and_named(
+    state: Path, turned: Turned, releases: list[Release]
+) -> None:
+    with guessing(state, turned.world()) as device:
+        add(device.store, 64, seed=8, person="cy", side="held-out")
+        changed(device, "label all")
+        device.ask("train", train_message(releases[1]))
+        assert said(device)["none"] == "no-unlabelled"
+        assert device.store.journal.entries()[-1].people == ("ada", "ben")
+
+
+def slow(monkeypatch: pytest.MonkeyPatch, turned: Turned, seconds: float) -> list[int]:
+    """Let each look at windows take so long; return how many it is of, as it happens."""
+    seen: list[int] = []
+
+    def looked(network: Any, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        turned.seconds += seconds
+        seen.append(len(x))
+        return probabilities(network, x)
+
+    monkeypatch.setattr(labelling, "probabilities", looked)
+    return seen
+
+
+def test_seconds_of_a_search_that_ends_early_count_to_the_days(
+    state: Path, turned: Turned, releases: list[Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow(monkeypatch, turned, 100.0)
+    with guessing(state, turned.world()) as device:
+        with pytest.raises(RoundError) as caught:
+            device.ask("train", train_message(releases[1], deadline_s=150.0), limit_s=150.0)
+        assert caught.value.code == "over-time"
+        assert device.store.state.get("training.today")["seconds"] == 200.0
+
+
+def test_a_search_leaves_half_of_the_days_seconds_to_the_training_which_goes_on_without(
+    state: Path, turned: Turned, releases: list[Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, message = slow(monkeypatch, turned, 60.0), train_message(releases[1])
+    with guessing(state, turned.world()) as device:
+        base = device.serving.held.base
+        windows = labelled(device.store, base.record).windows
+        limited = Policy(only_on_mains=False, max_training_s_per_day=100.0, min_new_labels=0)
+        device.config[0] = device.config[0].model_copy(update={"policy": limited})
+        update = device.ask("train", message)
+        assert seen == [32]
+        assert said(device)["none"] == "over-budget"
+        assert device.store.state.get("training.today")["seconds"] == 60.0
+        assert "the day leaves" in line(standing(device.store, device.serving.folder, True))
+    wanted = Learner(NAME, base, windows).answer_plan(message)
+    assert pack_update(update) == pack_update(wanted)
 
 
 def test_time_spent_on_them_counts_and_an_end_meanwhile_stops_them(
