@@ -1,7 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,3 +41,21 @@ def mute(quick: Fleet) -> Mute:
     keys = with_keys(quick, dict(enumerate(quick.devices.names)))
     quick.start(made.grid(keyed(keys)), keyed=True)
     return made
+
+
+@pytest.fixture
+def make(
+    file: Path,
+    tmp_path: Path,
+    tiny_base: Base,
+    tiny_people: Population,
+    make_config: MakeConfig,
+) -> Callable[[int], Any]:
+    """Make a fleet of a number, each on a registry of its own."""
+
+    def make(number: int) -> Any:
+        copy = file.with_name(f"{number}.sqlite")
+        shutil.copyfile(file, copy)
+        return fleet_in(copy, tiny_base, tiny_people, make_config())
+
+    return make

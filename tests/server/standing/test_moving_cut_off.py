@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fleet.adapt.base import Base
-from fleet.har.population import Population
 from tests.server.registry.filled import OPERATOR
-from tests.server.standing.standing import Fleet, fleet_in
+from tests.server.standing.standing import Fleet
 from tests.server.standing.test_resume import Cut, cut_after, whole
 from tests.server.standing.two_bases import Lacking, ordered, second
-from tests.simulations.tiny_fleet import MakeConfig
-
-
-@pytest.fixture
-def make(
-    file: Path,
-    tmp_path: Path,
-    tiny_base: Base,
-    tiny_people: Population,
-    make_config: MakeConfig,
-) -> Callable[[int], Any]:
-    def make(number: int) -> Any:
-        copy = file.with_name(f"{number}.sqlite")
-        shutil.copyfile(file, copy)
-        return fleet_in(copy, tiny_base, tiny_people, make_config())
-
-    return make
 
 
 def learned(fleet: Fleet) -> Fleet:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import Message
 
-from fleet.adapt.base import Base
 from fleet.federate.admission import Reason
 from fleet.federate.rule import read_rule
-from fleet.har.population import Population
 from server.registry import Registry
 from server.registry.records import RoundState
 from simulations.inprocess import InProcessGrid
 from tests.server.registry.filled import OPERATOR
-from tests.server.standing.standing import Fleet, fleet_in
-from tests.simulations.tiny_fleet import MakeConfig
+from tests.server.standing.standing import Fleet
 
 
 class Cut(Exception):
@@ -44,22 +39,6 @@ def cut_after(registry: Registry, commits: int) -> Callable[[], bool]:
 def whole(registry: Registry) -> None:
     """Let the registry be as it was."""
     del registry.database.__dict__["change"]
-
-
-@pytest.fixture
-def make(
-    file: Path,
-    tmp_path: Path,
-    tiny_base: Base,
-    tiny_people: Population,
-    make_config: MakeConfig,
-) -> Callable[[int], Any]:
-    def make(number: int) -> Any:
-        copy = file.with_name(f"{number}.sqlite")
-        shutil.copyfile(file, copy)
-        return fleet_in(copy, tiny_base, tiny_people, make_config())
-
-    return make
 
 
 def undisturbed(fleet: Fleet, rule: str = "mean") -> list[str]:

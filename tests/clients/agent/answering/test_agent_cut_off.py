@@ -5,7 +5,6 @@ What is checked at each effect is in ``cut_off.check_after`` and ``life``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,11 @@ from tests.clients.agent.answering.cut_off import KINDS
 from tests.clients.agent.answering.devices import Turned, opened, train_message
 from tests.clients.agent.answering.disturbed import Refused
 from tests.clients.agent.answering.life import digest_of
-from tests.clients.agent.driven import DEADLINE_S, folder_in_memory, found_by
+from tests.clients.agent.driven import DEADLINE_S, found_by
 
 # Of 423 effects; of 286 that write. No divisors of what a step of training repeats.
 STRIDES = {"killed": 61, "full-once": 113, "full": 131, "read-only": 139, "limited": 127}
 STEPS = {"open", "take_in", "label", "train", "release"}
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with folder_in_memory() as place:
-        yield place / "devices"
 
 
 def cut_off(folder: Path, **strides: int) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,11 @@ from fleet.federate.releases import Release
 from tests.clients.agent.answering.cut_off import KINDS
 from tests.clients.agent.answering.devices import Turned, opened, release_message
 from tests.clients.agent.answering.moving import kernels_of, later_bases, rebase_of
-from tests.clients.agent.driven import DEADLINE_S, folder_in_memory, found_by
+from tests.clients.agent.driven import DEADLINE_S, found_by
 
 # Of 220 effects; of 90 that write.
 STRIDES = {"killed": 43, "full-once": 37}
 STEPS = {"moved", "trained", "back", "forward"}
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with folder_in_memory() as place:
-        yield place / "devices"
 
 
 def cut_off(folder: Path, **strides: int) -> dict[str, Any]:

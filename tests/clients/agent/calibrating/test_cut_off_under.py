@@ -6,7 +6,6 @@ What is checked at each effect is in ``cut_off_under.check_after``.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,7 @@ import pytest
 from fleet.federate.releases import Release
 from tests.clients.agent.answering.devices import Turned
 from tests.clients.agent.calibrating.changed import add, wearing
-from tests.clients.agent.driven import DEADLINE_S, folder_in_memory, found_by
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with folder_in_memory() as place:
-        yield place
+from tests.clients.agent.driven import DEADLINE_S, found_by
 
 
 @pytest.fixture

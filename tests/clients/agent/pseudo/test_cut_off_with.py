@@ -6,21 +6,14 @@ What is checked at each effect is in ``cut_off_with.check_after``.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from clients.agent.store import open_store
 from tests.clients.agent.answering.devices import NOON
-from tests.clients.agent.driven import DEADLINE_S, folder_in_memory, found_by
+from tests.clients.agent.driven import DEADLINE_S, found_by
 from tests.clients.agent.pseudo.unlabelled import filled
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with folder_in_memory() as place:
-        yield place
 
 
 @pytest.fixture
