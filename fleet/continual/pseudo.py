@@ -105,8 +105,8 @@ def wilson_lower_bound(right: int, count: int, z: float = ONE_SIDED_95) -> float
     if not (0 <= right <= count and 0 < z < math.inf):
         rule = f"a share needs 0 <= right <= count and z > 0, not {right}, {count} and {z}"
         raise InputError("pseudo-labels", rule, "Count with agreement.")
-    if not count:
-        return 0.0
+    if not right:
+        return 0.0  # in exact arithmetic; rounding would leave more or less than nothing
     share, square = right / count, z * z
     centre = share + square / (2 * count)
     spread = z * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
